@@ -1,0 +1,544 @@
+"""Recipes: a dataclass a phase, filled from YAML and the command line.
+
+A key that no dataclass knows is an error that names the nearest one; so is a value of the wrong type.
+"""
+
+import dataclasses
+import difflib
+import os
+import sys
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from genesis_hf.errors import UserError
+
+T = TypeVar("T")
+
+
+def setting(default: Any = dataclasses.MISSING, help: str = "") -> Any:
+    """A dataclass field with a line of help; mutable defaults are copied for each instance."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+# ---------------------------------------------------------------------------------------------------------
+# The phases
+# ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """Where documents come from: local files (`paths`) or a Hub dataset (`dataset`)."""
+
+    name: str = setting(help="what the source is called in metrics and reports")
+    weight: float = setting(1.0, "share of the tokens, relative to the other sources")
+    paths: list[str] | None = setting(None, "globs: .jsonl .parquet .arrow .txt .md, .gz and .zst of text")
+    dataset: str | None = setting(None, "Hub dataset, streamed")
+    config: str | None = setting(None, "configuration of the Hub dataset")
+    split: str = setting("train", "split of the Hub dataset")
+    revision: str | None = setting(None, "revision of the Hub dataset")
+    text_column: str = setting("text", "column or JSON key that holds the text")
+
+    def __post_init__(self) -> None:
+        if (self.paths is None) == (self.dataset is None):
+            raise UserError(f"source {self.name!r} needs exactly one of `paths` and `dataset`")
+        if self.weight <= 0:
+            raise UserError(f"source {self.name!r}: weight must be above 0, not {self.weight}")
+
+
+@dataclass
+class DemoCorpusRecipe:
+    """`scripts/prepare_demo.py`"""
+
+    output_dir: str = setting(help="folder to write the demo's data to")
+    text: str | None = setting(None, "folder of .txt .md .jsonl(.gz) .parquet to pretrain on; null: Python's own")
+    text_column: str = setting("text", "column or JSON key that holds the text in that folder")
+    seed: int = setting(42, "questions, phrasings, pairs and items drawn follow from it")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+
+@dataclass
+class TokenizerRecipe:
+    """`scripts/train_tokenizer.py`"""
+
+    output_dir: str = setting(help="folder to write the tokenizer to")
+    kind: Literal["sentencepiece", "gpt2"] = setting("sentencepiece", "train BPE, or convert GPT-2 files")
+    sources: list[Source] = setting([], "text to train on and to report fertility of")
+    vocab_size: int = setting(49152, "pieces, the 256 bytes and 3 special tokens included")
+    max_train_bytes: int = setting(100_000_000, "text to train on, divided by the sources' weights")
+    vocab_file: str | None = setting(None, "gpt2: vocab.json / encoder.json, plain or .gz")
+    merges_file: str | None = setting(None, "gpt2: merges.txt / vocab.bpe, plain or .gz")
+    model_max_length: int = setting(2048, "context that the tokenizer's config names")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+    def __post_init__(self) -> None:
+        for name in ("max_train_bytes", "model_max_length"):
+            check_positive(self, name)
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise UserError(f"`sources` holds a name twice: {', '.join(names)}")
+        if self.kind == "gpt2" and not (self.vocab_file and self.merges_file):
+            raise UserError("kind: gpt2 needs `vocab_file` and `merges_file`")
+        if self.kind == "sentencepiece" and not self.sources:
+            raise UserError("`sources` is empty: name at least one source of text")
+        if self.kind == "sentencepiece" and self.vocab_size < 264:
+            raise UserError(f"vocab_size must be at least 264 (256 bytes, 3 special tokens), not {self.vocab_size}")
+
+
+@dataclass
+class PretrainRecipe:
+    """`scripts/pretrain.py`; names follow transformers.TrainingArguments."""
+
+    output_dir: str = setting(help="the run directory")
+    model: dict[str, Any] | str = setting(help="LlamaConfig's keys, or a folder with a config.json")
+    tokenizer: str = setting(help="a folder (or Hub id) that AutoTokenizer reads")
+    sources: list[Source] = setting(help="what to train on")
+    max_steps: int = setting(help="optimizer steps of the whole schedule")
+    sequence_length: int = setting(2048, "tokens in a row")
+    eval_sources: list[Source] = setting([], "held-out text for bits per byte in the loop")
+    reset_positions: bool = setting(True, "documents attend only to themselves, their first label is masked")
+    shuffle_block: int = setting(1024, "documents permuted together; 0 keeps the files' order")
+    per_device_train_batch_size: int = setting(8, "rows in a micro-batch on one device")
+    gradient_accumulation_steps: int = setting(1, "micro-batches in an optimizer step")
+    num_processes: int | None = setting(
+        None, "processes this recipe is written for; on another number, accumulation keeps tokens per step"
+    )
+    learning_rate: float = setting(3e-4, "peak learning rate")
+    min_learning_rate: float = setting(3e-5, "where the decay ends")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting("cosine")
+    warmup_steps: int = setting(500, "linear warmup from 0")
+    decay_steps: int = setting(0, "warmup_stable_decay: length of the final linear decay")
+    optim: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for hidden matrices, AdamW for the rest")
+    adam_beta1: float = setting(0.9)
+    adam_beta2: float = setting(0.95)
+    adam_epsilon: float = setting(1e-8)
+    muon_learning_rate: float = setting(0.02, "muon: peak learning rate of the matrices")
+    weight_decay: float = setting(0.1, "on matrices; never on norms and embeddings")
+    max_grad_norm: float = setting(1.0, "gradient clipping; 0 is off")
+    bf16: bool | None = setting(None, "bfloat16 compute over fp32 weights; null: where the hardware has it")
+    gradient_checkpointing: bool = setting(False, "recompute each block's activations in the backward pass")
+    torch_compile: bool = setting(False, "torch.compile of each block")
+    attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2 …; null: the best at hand")
+    logging_steps: int = setting(10, "steps between lines of metrics.jsonl")
+    save_steps: int = setting(1000, "steps between checkpoints")
+    save_total_limit: int | None = setting(3, "newest checkpoints kept; null keeps all")
+    eval_steps: int | None = setting(None, "steps between held-out evaluations; null: at the end only")
+    eval_rows: int = setting(64, "rows of each held-out source in an evaluation in the loop")
+    stop_at_step: int | None = setting(None, "save and leave at this step; the schedule stays max_steps long")
+    seed: int = setting(42)
+    report_to: list[str] = setting([], "trackers beside metrics.jsonl: tensorboard, wandb, trackio")
+    resume_from_checkpoint: str = setting("auto", "auto, none, or a checkpoint's folder")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "sequence_length", "per_device_train_batch_size"):
+            check_positive(self, name)
+        for name in ("gradient_accumulation_steps", "logging_steps", "save_steps", "eval_rows"):
+            check_positive(self, name)
+        if not self.sources:
+            raise UserError("`sources` is empty: name at least one source of text")
+        names = [source.name for source in self.sources]
+        if len(set(names)) != len(names):
+            raise UserError(f"`sources` holds a name twice: {', '.join(names)}")
+        if not 0 <= self.warmup_steps <= self.max_steps:
+            raise UserError(f"warmup_steps ({self.warmup_steps}) must lie between 0 and max_steps")
+
+
+@dataclass
+class ExportRecipe:
+    """`scripts/export.py`"""
+
+    checkpoint: str = setting(help="a checkpoint's folder, or a run directory (its newest checkpoint)")
+    output_dir: str = setting(help="folder to write the model to")
+    formats: list[Literal["llama"]] = setting(["llama"], "what to write")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the weights in the file")
+    tokenizer: str | None = setting(None, "a tokenizer's folder; null: the checkpoint's own")
+    held_out_sources: list[Source] = setting([], "text to compare the export with the live model on")
+    overwrite: bool = setting(False, "replace another export in output_dir")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+
+@dataclass
+class EvaluateRecipe:
+    """`scripts/evaluate.py`; task settings bear lm-eval's names."""
+
+    model: list[str] = setting(help="exported folders, run directories, checkpoints or Hub ids, comma-separated")
+    tasks: list[str] = setting([], "lm-eval's tasks or groups")
+    include_path: str | None = setting(None, "folder of lm-eval task YAMLs of one's own")
+    num_fewshot: int | None = setting(None, "examples in the prompt; null: as the task says, else 0")
+    limit: float | None = setting(None, "items of a task: a number, or below 1 a share; null: all")
+    batch_size: int | str = setting(16, "sequences in a batch; auto: lm-eval looks for the largest (GPU)")
+    apply_chat_template: bool = setting(False, "prompts as a conversation, for chat models")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "auto: the file's own")
+    device: str | None = setting(None, "cpu, cuda, cuda:1 …; null: the GPU where there is one")
+    held_out_sources: list[Source] = setting([], "text to measure bits per byte on")
+    held_out_bytes: int = setting(1_000_000, "text read of each held-out source, in whole documents")
+    sequence_length: int | None = setting(None, "window of the held-out loss; null: the model's context")
+    output_dir: str | None = setting(None, "folder of the results; null: the model's own folder")
+    use_cache: bool = setting(True, "keep results of the same model, task, data and settings")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+    def __post_init__(self) -> None:
+        if not (self.model and (self.tasks or self.held_out_sources)):
+            raise UserError("nothing to evaluate: name a `model`, and `tasks` or `held_out_sources`")
+        check_positive(self, "held_out_bytes")
+        for name in ("limit", "sequence_length"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+        if isinstance(self.batch_size, str) and not self.batch_size.startswith("auto"):
+            raise UserError(f"batch_size must be a whole number or auto, not {self.batch_size!r}")
+
+
+@dataclass
+class CompareRecipe:
+    """`scripts/compare.py A B C`: evaluated models side by side, the first one the base."""
+
+    models: list[str] = setting(help="folders that hold an evaluation.json, or such files")
+    output_file: str | None = setting(None, "also write the table here: .md, .html or .json")
+
+    def __post_init__(self) -> None:
+        if self.output_file and not self.output_file.endswith((".md", ".html", ".json")):
+            raise UserError(f"output_file {self.output_file}: its name must end with .md, .html or .json")
+
+
+@dataclass
+class ConversationSource:
+    """Where conversations or preference pairs come from: local files (`paths`) or a Hub dataset (`dataset`)."""
+
+    name: str = setting(help="what the source is called in tables")
+    paths: list[str] | None = setting(None, "globs: .jsonl (.gz, .zst) .parquet .arrow")
+    dataset: str | None = setting(None, "Hub dataset")
+    config: str | None = setting(None, "configuration of the Hub dataset")
+    split: str = setting("train", "split of the Hub dataset")
+    revision: str | None = setting(None, "revision of the Hub dataset")
+    num_examples: int | None = setting(None, "rows drawn with the seed, none twice; null: all of them")
+    weight: float | None = setting(
+        None, "instead of num_examples: share of the rows, relative to the other weighted sources, none drawn twice"
+    )
+    format: Literal["auto", "messages", "sharegpt", "single_turn"] = setting("auto", "shape of a row")
+
+    def __post_init__(self) -> None:
+        if (self.paths is None) == (self.dataset is None):
+            raise UserError(f"source {self.name!r} needs exactly one of `paths` and `dataset`")
+        if self.num_examples is not None and self.weight is not None:
+            raise UserError(f"source {self.name!r}: give `num_examples` or `weight`, not both")
+        for name in ("num_examples", "weight"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
+
+
+@dataclass
+class SFTRecipe:
+    """`scripts/sft.py`; every key of trl.SFTConfig stands beside these under its own name."""
+
+    model: str = setting(help="the base: an exported folder or a Hub id")
+    mixture: list[ConversationSource] = setting(help="what to train on")
+    eval_mixture: list[ConversationSource] = setting([], "held-out conversations")
+    tokenizer: str | None = setting(None, "a tokenizer's folder; null: the model's own")
+    chat_format: Literal["chatml", "alpaca"] = setting("chatml", "how a conversation becomes text")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
+
+    def __post_init__(self) -> None:
+        if not self.mixture:
+            raise UserError("`mixture` is empty: name at least one source of conversations")
+
+
+@dataclass
+class DPORecipe:
+    """`scripts/dpo.py`; every key of trl.DPOConfig stands beside these under its own name."""
+
+    model: str = setting(help="a chat model's folder or Hub id: the policy's start and its reference")
+    mixture: list[ConversationSource] = setting(help="preference pairs to train on")
+    eval_mixture: list[ConversationSource] = setting([], "held-out preference pairs")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
+
+    def __post_init__(self) -> None:
+        if not self.mixture:
+            raise UserError("`mixture` is empty: name at least one source of preference pairs")
+
+
+@dataclass
+class SampleRecipe:
+    """`scripts/sample_answers.py`; generation settings bear transformers.GenerationConfig's names."""
+
+    model: str = setting(help="a chat model's folder or Hub id")
+    prompts: str = setting(help=".jsonl(.gz) or .parquet of `messages`, a `prompt` or any conversation's shape")
+    output_file: str = setting(help="the answers, .jsonl; figures go to the same name with .summary.json")
+    num_examples: int | None = setting(None, "the first rows only; null: all")
+    max_new_tokens: int = setting(128, "an answer that has not stopped by then is cut")
+    temperature: float = setting(0.7, "0: always the likeliest token")
+    top_p: float = setting(0.95, "smallest set of tokens of this probability")
+    repetition_penalty: float = setting(1.0, "above 1: tokens that occurred become less likely")
+    batch_size: int = setting(64, "answers written at once")
+    seed: int = setting(42)
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_size", "top_p", "repetition_penalty"):
+            check_positive(self, name)
+        if self.num_examples is not None:
+            check_positive(self, "num_examples")
+        if self.temperature < 0 or self.top_p > 1:
+            raise UserError("temperature must be at least 0 and top_p at most 1")
+
+
+def check_positive(recipe: Any, name: str) -> None:
+    """Raise `UserError` unless the setting is a number above 0."""
+    value = getattr(recipe, name)
+    if value is None or value <= 0:
+        raise UserError(f"{name} must be above 0, not {value}")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# YAML and command line → dataclasses
+# ---------------------------------------------------------------------------------------------------------
+
+
+def parse_recipe(
+    *kinds: type, argv: list[str] | None = None, defaults: dict[str, Any] | None = None
+) -> tuple[Any, ...]:
+    """Read `--config FILE.yaml` and `--key value` pairs into one instance of each dataclass.
+
+    Args:
+        kinds: dataclasses; a key goes to the first one that has a field of that name, `env` to all.
+        argv: arguments without the program's name; default `sys.argv[1:]`.
+        defaults: values that stand where neither the file nor the command line names the key.
+
+    Returns:
+        one instance of each of `kinds`, in order.
+
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a missing key, an unreadable file.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--help" in argv or "-h" in argv:
+        print_help(kinds)
+        sys.exit(0)
+    path, overrides = split_arguments(argv)
+    values = dict(defaults or {})
+    values.update(read_yaml(path) if path else {})
+    for key, value in overrides:
+        set_dotted(values, key, value)
+    where = path or "the command line"
+    known = {f.name for kind in kinds for f in fields(kind) if f.init}
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: unknown key `{key}`{nearest(key, known)}")
+    instances, taken = [], set()
+    for kind in kinds:
+        names = {f.name for f in fields(kind) if f.init} - (taken - {"env"})
+        instances.append(build(kind, {k: v for k, v in values.items() if k in names}, where))
+        taken |= names
+    return tuple(instances)
+
+
+def split_arguments(argv: list[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """`["--config", "r.yaml", "--seed", "1"]` → `("r.yaml", [("seed", "1")])`."""
+    path, overrides = None, []
+    position = 0
+    while position < len(argv):
+        word = argv[position]
+        if not word.startswith("--"):
+            raise UserError(f"the command line: expected --key, found {word!r}")
+        key, equals, value = word[2:].partition("=")
+        if not equals:
+            following = argv[position + 1] if position + 1 < len(argv) else None
+            if following is None or following.startswith("--"):
+                value = "true"
+            else:
+                value, position = following, position + 1
+        if key == "config":
+            path = value
+        else:
+            overrides.append((key.replace("-", "_"), value))
+        position += 1
+    return path, overrides
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping, else `UserError`."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a mapping of keys to values, not a {type(values).__name__}")
+    return values
+
+
+def set_dotted(values: dict[str, Any], key: str, value: str) -> None:
+    """Set `a.b` inside `values["a"]`, for `--model.hidden_size 128`."""
+    *parents, last = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        if not isinstance(inner, dict):
+            raise UserError(f"--{key}: `{parent}` is not a mapping in this recipe")
+        values[parent] = dict(inner)
+        values = values[parent]
+    values[last] = yaml.safe_load(value) if parents else value
+
+
+def nearest(key: str, known: set[str]) -> str:
+    """`; did you mean …?` when a known key is close, else nothing."""
+    match = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.6)
+    return f"; did you mean `{match[0]}`?" if match else f"; known keys: {', '.join(sorted(known)[:40])}"
+
+
+def build(kind: type[T], values: dict[str, Any], where: str) -> T:
+    """An instance of a dataclass from plain values, each coerced to its field's type."""
+    hints = typing.get_type_hints(kind)
+    known = {f.name for f in fields(kind) if f.init}
+    arguments = {}
+    for key, value in values.items():
+        if key not in known:
+            raise UserError(f"{where}: unknown key `{key}`{nearest(key, known)}")
+        arguments[key] = coerce(value, hints[key], f"{where}: {key}")
+    for f in fields(kind):
+        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if f.init and required and f.name not in arguments:
+            raise UserError(f"{where}: `{f.name}` is missing ({f.metadata.get('help', 'required')})")
+    return kind(**arguments)
+
+
+def coerce(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind`, or `UserError`; a string (from the command line) is read as YAML where fitting.
+
+    YAML 1.1 reads `1e-4` as a string, so a number's text is a number here.
+    """
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return coerce_union(value, arguments, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
+        return value
+    if is_dataclass(kind) and isinstance(value, dict):
+        return build(kind, value, where)
+    if kind in (list, tuple) or origin in (list, tuple):
+        value = from_text(value)
+        if isinstance(value, str):
+            value = [part.strip() for part in value.split(",")]
+        if not isinstance(value, (list, tuple)):
+            raise UserError(f"{where} must be a list, not {value!r}")
+        item = arguments[0] if arguments else Any
+        return [coerce(v, item, f"{where}[{i}]") for i, v in enumerate(value)]
+    if kind is dict or origin is dict:
+        value = from_text(value)
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a mapping, not {value!r}")
+        item = arguments[1] if arguments else Any
+        return {k: coerce(v, item, f"{where}.{k}") for k, v in value.items()}
+    if kind in (bool, int, float, str):
+        return coerce_scalar(value, kind, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return value
+    return value
+
+
+def coerce_union(value: Any, kinds: tuple[Any, ...], where: str) -> Any:
+    if types.NoneType in kinds and (value is None or str(value).lower() in ("null", "none", "")):
+        return None
+    kinds = tuple(kind for kind in kinds if kind is not types.NoneType)
+    for kind in kinds:
+        plain = typing.get_origin(kind) or kind
+        if isinstance(plain, type) and type(value) is plain:
+            return coerce(value, kind, where)
+    error: UserError | None = None
+    for kind in kinds:
+        try:
+            return coerce(value, kind, where)
+        except UserError as raised:
+            error = error or raised
+    raise error
+
+
+def coerce_scalar(value: Any, kind: type, where: str) -> Any:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    if kind is bool:
+        words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
+        if str(value).lower() in words:
+            return words[str(value).lower()]
+    elif isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        try:
+            if kind is int:
+                if float(value) == int(float(value)):
+                    return int(value) if isinstance(value, int) else int(float(value))
+            else:
+                return kind(value)
+        except (ValueError, OverflowError):
+            pass
+    elif kind is str and isinstance(value, bool):
+        return str(value).lower()
+    raise UserError(f"{where} must be {names[kind]}, not {value!r}")
+
+
+def from_text(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in "[{":
+        return yaml.safe_load(value)
+    return value
+
+
+def print_help(kinds: tuple[type, ...]) -> None:
+    """Every key with its type's default and its line of help."""
+    print(f"usage: {os.path.basename(sys.argv[0])} --config RECIPE.yaml [--key value …]\n")
+    for kind in kinds:
+        for f in fields(kind):
+            if not f.init:
+                continue
+            if f.default is not dataclasses.MISSING:
+                default = f"(default {f.default})"
+            else:
+                default = "(required)" if f.default_factory is dataclasses.MISSING else ""
+            text = " ".join(str(f.metadata.get("help") or "").split())
+            print(f"  --{f.name:32} {text} {default}".rstrip())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Writing recipes back
+# ---------------------------------------------------------------------------------------------------------
+
+
+def recipe_dict(recipe: Any) -> dict[str, Any]:
+    """The resolved recipe as plain values, in the dataclass's order."""
+    return dataclasses.asdict(recipe)
+
+
+def recipe_yaml(recipe: Any) -> str:
+    """The resolved recipe as YAML text."""
+    return yaml.safe_dump(recipe_dict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a small file beside and rename it, so that a reader sees the old text or the new one."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

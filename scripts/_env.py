@@ -1,0 +1,30 @@
+"""Imported first by every script: set the recipe's `env:` before torch, NCCL or the Hub client read theirs.
+
+A recipe that can't be read is left for the script's own parser, which says what is wrong with it.
+"""
+
+import os
+import sys
+
+import yaml
+
+# Without it, two OpenMP threads spin against each other as soon as the machine has other work.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def recipe_path(argv: list[str]) -> str | None:
+    for position, word in enumerate(argv):
+        if word == "--config" and position + 1 < len(argv):
+            return argv[position + 1]
+        if word.startswith("--config="):
+            return word.partition("=")[2]
+    return None
+
+
+try:
+    with open(recipe_path(sys.argv) or os.devnull, encoding="utf-8") as file:
+        values = (yaml.safe_load(file) or {}).get("env") or {}
+    os.environ.update({key: str(value) for key, value in values.items()})
+except (OSError, UnicodeDecodeError, AttributeError, yaml.YAMLError):
+    pass

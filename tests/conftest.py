@@ -1,0 +1,93 @@
+"""Fixtures that several test files share. One thread a process: the suite's processes share two cores."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+TINY_MODEL = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+}
+"""`model:` of a recipe that trains in a second."""
+
+
+def run_script(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """`python scripts/…` as a user calls it."""
+    return run_command([sys.executable, *arguments], check, environment)
+
+
+def launch(topology: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
+    """`accelerate launch --config_file accelerate_configs/TOPOLOGY.yaml scripts/…`"""
+    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    return run_command(
+        [*accelerate, "--config_file", f"accelerate_configs/{topology}.yaml", *arguments], check, environment
+    )
+
+
+def run_command(command: list, check: bool, environment: dict[str, str]) -> subprocess.CompletedProcess:
+    result = subprocess.run(
+        [str(word) for word in command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    if check and result.returncode:
+        raise AssertionError(f"exit code {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
+    return result
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small sources, `prose.jsonl` and `code.jsonl`, and a held-out `heldout.jsonl`."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = random.Random(0)
+    words = ["river", "stone", "walks", "under", "bright", "cloud", "seven", "letters", "and", "the", "a", "old"]
+
+    def prose() -> str:
+        sentences = [" ".join(rng.choices(words, k=rng.randint(3, 12))).capitalize() + "." for _ in range(8)]
+        return " ".join(sentences[: rng.randint(1, 8)])
+
+    def code() -> str:
+        name, value = rng.choice(words), rng.randint(0, 999)
+        return f"def {name}_{value}(x):\n    y = x + {value}\n    return y * {rng.randint(2, 9)}\n"
+
+    for name, make, count in (("prose", prose, 400), ("code", code, 300), ("heldout", prose, 40)):
+        lines = [json.dumps({"text": make()}) for _ in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece tokenizer of 384 pieces, trained on `corpus`."""
+    from genesis_hf.config import Source, TokenizerRecipe
+    from genesis_hf.tokenizer import build_tokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
+    sources = [Source(name=name, paths=[str(corpus / f"{name}.jsonl")]) for name in ("prose", "code")]
+    build_tokenizer(TokenizerRecipe(output_dir=str(folder), sources=sources, vocab_size=384, model_max_length=64))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path):
+    """`tokenizer_folder`, loaded."""
+    from genesis_hf.tokenizer import load_tokenizer
+
+    return load_tokenizer(tokenizer_folder)

@@ -1,0 +1,262 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from conftest import ROOT, TINY_MODEL, launch, run_script
+
+from genesis_hf.checkpoint import complete_checkpoints, load_model, verify_checkpoint
+from genesis_hf.config import PretrainRecipe, build
+from genesis_hf.errors import UserError
+from genesis_hf.metrics import read_metrics
+from genesis_hf.optim import learning_rate
+from genesis_hf.pretrain import pretrain
+
+
+@pytest.fixture
+def values(corpus, tokenizer_folder, tmp_path):
+    """A recipe of 12 steps, as plain values."""
+    return {
+        "output_dir": str(tmp_path / "run"),
+        "model": TINY_MODEL,
+        "tokenizer": str(tokenizer_folder),
+        "sequence_length": 64,
+        "sources": [
+            {"name": "prose", "weight": 0.7, "paths": [str(corpus / "prose.jsonl")]},
+            {"name": "code", "weight": 0.3, "paths": [str(corpus / "code.jsonl")]},
+        ],
+        "eval_sources": [{"name": "heldout", "paths": [str(corpus / "heldout.jsonl")]}],
+        "eval_rows": 6,
+        "max_steps": 12,
+        "warmup_steps": 3,
+        "learning_rate": 0.003,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "logging_steps": 1,
+        "save_steps": 4,
+        "eval_steps": 6,
+        "bf16": False,
+    }
+
+
+def train(values, **changes):
+    """In this process, as if it were a new one."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state() if state is not GradientState else None
+    return pretrain(build(PretrainRecipe, {**values, **changes}, "test"))
+
+
+def write_recipe(values, path):
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def losses(folder):
+    return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(f"{folder}/metrics.jsonl") if "loss" in r}
+
+
+def weights(folder):
+    return load_model(complete_checkpoints(folder)[0]).state_dict()
+
+
+def assert_same_run(one, other):
+    assert losses(one) == losses(other)  # to the last bit
+    mine, theirs = weights(one), weights(other)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_interrupted_and_resumed_equals_uninterrupted(values, tmp_path, optim):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(values, output_dir=whole, optim=optim)
+    for stop in (3, 5, None):
+        train(values, output_dir=parts, optim=optim, stop_at_step=stop)
+    assert sorted(losses(whole)) == list(range(1, 13))
+    assert_same_run(whole, parts)
+    assert losses(whole)[12][0] < losses(whole)[1][0] - 0.3
+
+
+def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, tmp_path):
+    one = str(tmp_path / "one")
+    train(values, output_dir=one, num_processes=2)
+
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    recipe = write_recipe({**values, "num_processes": 2}, tmp_path / "recipe.yaml")
+    result = launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", whole)
+    assert "2 processes" in result.stdout
+    launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts, "--stop_at_step", 5)
+    shards = list((complete_checkpoints(parts)[0] / "state").glob("*.distcp"))
+    assert {shard.name[:4] for shard in shards} == {"__0_", "__1_"}
+    launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts)
+    assert_same_run(whole, parts)
+
+    for step, (loss, norm) in losses(one).items():
+        assert losses(whole)[step] == pytest.approx((loss, norm), rel=1e-5)
+    held_out = [
+        [r["held_out"] for r in read_metrics(f"{run}/metrics.jsonl") if "held_out" in r] for run in (one, whole)
+    ]
+    assert len(held_out[0]) == 2
+    assert held_out[0][-1]["heldout"]["loss"] == pytest.approx(held_out[1][-1]["heldout"]["loss"], rel=1e-5)
+
+
+def test_a_run_of_two_processes_goes_on_with_one(values, tmp_path):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(values, output_dir=whole, num_processes=2)
+    recipe = write_recipe({**values, "num_processes": 2, "output_dir": parts}, tmp_path / "recipe.yaml")
+    launch("ddp_2gpu", "scripts/pretrain.py", "--config", recipe, "--stop_at_step", 6)
+    train(values, output_dir=parts, num_processes=2)
+    for step, expected in losses(whole).items():
+        assert losses(parts)[step] == pytest.approx(expected, rel=1e-4)
+
+
+def test_accumulation_and_micro_batches_give_the_gradients_of_one_large_batch(values, tmp_path):
+    runs = [str(tmp_path / name) for name in "abc"]
+    for folder, (size, steps) in zip(runs, [(1, 8), (8, 1), (2, 4)], strict=True):
+        train(
+            values, output_dir=folder, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=4
+        )
+    for step in range(1, 5):
+        for folder in runs[1:]:
+            assert losses(folder)[step] == pytest.approx(losses(runs[0])[step], rel=1e-5)
+
+
+def test_sigterm_saves_and_the_next_run_goes_on(values, tmp_path):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(values, output_dir=whole)
+    recipe = write_recipe({**values, "output_dir": parts, "save_steps": 1000}, tmp_path / "recipe.yaml")
+    program = (
+        # The signal arrives while step 4 is being recorded.
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.metrics as m; write = m.MetricsWriter.write\n"
+        "def hooked(self, record):\n"
+        "    write(self, record)\n"
+        "    if record['step'] == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "m.MetricsWriter.write = hooked\n"
+        "import runpy; runpy.run_path('scripts/pretrain.py', run_name='__main__')\n"
+    )
+    result = run_script("-c", program, "--config", recipe)
+    assert "stopped at step 5 of 12" in result.stdout
+    train(values, output_dir=parts)
+    assert_same_run(whole, parts)
+
+
+def test_a_kill_loses_nothing_before_the_last_checkpoint(values, tmp_path):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(values, output_dir=whole)
+    recipe = write_recipe({**values, "output_dir": parts}, tmp_path / "recipe.yaml")
+    program = (
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.checkpoint as c\n"
+        # The second save is killed when its folder is complete but for the manifest.
+        "original = c.write_manifest\n"
+        "def killed(folder):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL) if '000008' in folder.name else original(folder)\n"
+        "c.write_manifest = killed\n"
+        "import runpy; runpy.run_path('scripts/pretrain.py', run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", program, "--config", str(recipe)]
+    result = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True)
+    assert result.returncode == -signal.SIGKILL
+    assert [c.name for c in complete_checkpoints(parts)] == ["step_000000004"]
+    assert max(losses(parts)) == 8
+    train(values, output_dir=parts)
+    assert_same_run(whole, parts)
+    assert not list((tmp_path / "parts" / "checkpoints").glob(".step*"))
+
+
+def test_a_damaged_checkpoint_is_passed_over(values, tmp_path, capsys):
+    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
+    train(values, output_dir=whole)
+    train(values, output_dir=parts)
+    newest, older, *_ = complete_checkpoints(parts)
+    shard = next((newest / "state").glob("*.distcp"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert verify_checkpoint(newest) == [f"{shard} has another sha256 than its manifest"]
+    train(values, output_dir=parts)
+    output = capsys.readouterr().out
+    assert f"WARNING: {newest} is damaged" in output
+    assert f"resumed from {older}" in output
+    assert_same_run(whole, parts)
+
+
+def test_run_files(values):
+    folder = train(values)
+    run = folder.parents[1]
+    assert folder.name == "step_000000012"
+    assert (run / "checkpoints" / "latest").read_text().strip() == folder.name
+    assert len(complete_checkpoints(run)) == 3
+    assert verify_checkpoint(folder) == []
+    assert yaml.safe_load((run / "recipe.yaml").read_text())["max_steps"] == 12
+    record = next(r for r in read_metrics(run / "metrics.jsonl") if r["step"] == 12 and "loss" in r)
+    assert record["tokens_seen"] == 12 * 4 * 64
+    assert record["mfu"] is None
+    assert record["learning_rate"] == pytest.approx(learning_rate(12, build(PretrainRecipe, values, "test")))
+    assert record["mixture"]["prose"] == pytest.approx(0.7, abs=0.1)
+    assert json.loads((run / "latest.json").read_text())["step"] == 12
+
+
+def test_a_finished_run_says_so_and_a_longer_one_goes_on(values, capsys):
+    train(values)
+    train(values)
+    assert "nothing left to do" in capsys.readouterr().out
+    train(values, max_steps=14)
+    assert max(losses(values["output_dir"])) == 14
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"tokenizer": "no/such"}, "no/such"),
+        ({"model": {**TINY_MODEL, "vocab_size": 300}}, "model.vocab_size is 300"),
+        ({"model": {**TINY_MODEL, "vocab_size": 30000}}, "model.vocab_size is 30000"),
+        ({"sequence_length": 128}, "max_position_embeddings"),
+        ({"sources": [{"name": "x", "paths": ["no/such/*.jsonl"]}]}, "no file matches"),
+        ({"resume_from_checkpoint": "no/such"}, "no such folder"),
+        ({"num_processes": 3, "gradient_accumulation_steps": 1}, None),
+    ],
+)
+def test_a_mistake_is_named_before_the_first_step(values, changes, words):
+    if words is None:
+        assert train(values, **changes).name == "step_000000012"
+        return
+    with pytest.raises(UserError, match=words):
+        train(values, **changes)
+    assert not os.path.exists(f"{values['output_dir']}/metrics.jsonl")
+    assert not os.path.exists(f"{values['output_dir']}/checkpoints")
+
+
+def test_another_model_batch_or_data_is_refused_on_resume(values, corpus):
+    train(values, stop_at_step=4)
+    with pytest.raises(UserError, match="another model: num_hidden_layers is 2 there and 3"):
+        train(values, model={**TINY_MODEL, "num_hidden_layers": 3})
+    with pytest.raises(UserError, match="4 rows a step and this launch has 8"):
+        train(values, gradient_accumulation_steps=4)
+    with pytest.raises(UserError, match="sources code, prose differ"):
+        train(values, sources=[{"name": "prose", "paths": [str(corpus / "prose.jsonl")]}])
+    with pytest.raises(UserError, match="holds a run already"):
+        train(values, resume_from_checkpoint="none")
+    with pytest.raises(UserError, match=r"lacks optimizer\.state"):
+        train(values, optim="muon")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(values):
+    train(values, stop_at_step=4)
+    with pytest.raises(UserError, match="step 6: loss"):
+        train(values, learning_rate=1e30, save_steps=100)
+    assert [c.name for c in complete_checkpoints(values["output_dir"])] == ["step_000000004"]
+
+
+def test_learning_rate_is_a_pure_function(values):
+    recipe = build(PretrainRecipe, {**values, "max_steps": 100, "warmup_steps": 10, "min_learning_rate": 3e-4}, "test")
+    assert learning_rate(1, recipe) == pytest.approx(3e-4)
+    assert learning_rate(10, recipe) == pytest.approx(3e-3)
+    assert learning_rate(55, recipe) == pytest.approx((3e-3 + 3e-4) / 2)
+    assert learning_rate(100, recipe) == pytest.approx(3e-4)
+    recipe.lr_scheduler_type, recipe.decay_steps = "warmup_stable_decay", 20
+    assert learning_rate(80, recipe) == pytest.approx(3e-3)
+    assert learning_rate(90, recipe) == pytest.approx((3e-3 + 3e-4) / 2)
