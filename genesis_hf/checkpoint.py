@@ -25,10 +25,12 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.modeling import GenesisConfig, GenesisForCausalLM
+from genesis_hf.tokenizer import save_tokenizer
 
 STEP_FOLDER = re.compile(r"step_(\d{9})")
 
@@ -49,7 +51,7 @@ def save_checkpoint(
     optimizers: list[torch.optim.Optimizer],
     trainer_state: dict[str, Any],
     recipe_text: str,
-    tokenizer_folder: str | Path,
+    tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     """Write a checkpoint; called by every process at the same step. The folder appears complete or not at all.
 
@@ -71,7 +73,7 @@ def save_checkpoint(
         write_text(partial / "trainer_state.json", json.dumps(trainer_state, indent=1) + "\n")
         write_text(partial / "recipe.yaml", recipe_text)
         unwrapped(model).config.save_pretrained(partial)
-        shutil.copytree(tokenizer_folder, partial / "tokenizer")
+        save_tokenizer(tokenizer, partial / "tokenizer")
     barrier()
     if is_main():
         write_manifest(partial)

@@ -63,12 +63,12 @@ def force_fsdp_on_cpu(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 def use_bf16(setting: bool | None) -> bool:
-    """Whether to compute in bfloat16; None asks the hardware (a GPU with bf16, or a CPU with AMX tiles).
+    """Whether to compute in bfloat16; None asks the hardware: a GPU with bf16, or a CPU with instructions for it.
 
-    A CPU without AMX computes bf16 matrix products no faster than fp32, or slower.
+    A CPU without them (AMX or AVX512-BF16) computes bf16 matrix products no faster than fp32.
     """
     if setting is not None:
         return setting
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_amx_tile_supported()
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

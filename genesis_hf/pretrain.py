@@ -103,7 +103,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     def save() -> None:
         nonlocal folder
         folder = checkpoint_folder(output, state["step"])
-        save_checkpoint(folder, model, optimizers, state, recipe_yaml(recipe), recipe.tokenizer)
+        save_checkpoint(folder, model, optimizers, state, recipe_yaml(recipe), tokenizer)
         apply_retention(output, recipe.save_total_limit)
 
     # -------------------------------------------------------------------------------------------- train

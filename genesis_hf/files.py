@@ -1,0 +1,63 @@
+"""Hashes of files, folders and records; small JSON files."""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from genesis_hf.config import write_text
+from genesis_hf.errors import UserError
+
+
+def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+    """sha256 over the names and contents of a folder's files, in the order of their names.
+
+    Raises:
+        UserError: no such file.
+    """
+    files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+    if not files:
+        raise UserError(f"{folder}: no such folder, or nothing in it")
+    lines = [f"{file_sha256(path)}  {path.name}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or {} where the file is absent or holds something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def edit_json(path: Path, edit: Callable[[dict[str, Any]], None]) -> None:
+    """Change a JSON object in place."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    edit(values)
+    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+
+
+def hash_items(items: Iterable[Any]) -> str:
+    """sha256 over the items as JSON lines; functions in them count by their source, other objects by their text."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(json.dumps(item, sort_keys=True, ensure_ascii=False, default=as_text).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def as_text(value: Any) -> str:
+    """What doesn't change from process to process: a function's own text holds its address."""
+    if not callable(value):
+        return str(value)
+    try:
+        return inspect.getsource(value)
+    except (TypeError, OSError):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
