@@ -40,7 +40,8 @@ def make_accelerator(recipe: PretrainRecipe) -> Accelerator:
         )
     if launched > 1 and (plugin is not None) != (accelerator.distributed_type == DistributedType.FSDP):
         raise UserError(
-            f"the launch asks for {'FSDP' if plugin else 'no FSDP'}, Accelerate runs {accelerator.distributed_type.value}"
+            f"the launch asks for {'FSDP' if plugin else 'no FSDP'}, but Accelerate runs "
+            f"{accelerator.distributed_type.value}"
         )
     return accelerator
 

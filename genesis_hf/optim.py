@@ -12,8 +12,8 @@ def learning_rate(step: int, recipe: PretrainRecipe) -> float:
     """Learning rate of update number `step`, counted from 1.
 
     Linear warmup to `learning_rate`, which the update `warmup_steps` is the first to use; then by `lr_scheduler_type`
-    down to `min_learning_rate` at `max_steps` (Loshchilov & Hutter 2017 for the cosine; "warmup_stable_decay": constant,
-    then linear over the last `decay_steps`, Hu et al. 2024).
+    down to `min_learning_rate` at `max_steps`: "cosine" as in Loshchilov & Hutter 2017; "warmup_stable_decay" constant,
+    then linear over the last `decay_steps` (Hu et al. 2024).
     """
     peak, low = recipe.learning_rate, recipe.min_learning_rate
     if step <= recipe.warmup_steps:

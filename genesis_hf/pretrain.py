@@ -340,8 +340,8 @@ def refuse_other_batch(state: dict[str, Any], rows_per_step: int) -> None:
     """Raise `UserError` when tokens per step changed: the schedule counts steps, so it would no longer hold."""
     if state["rows_per_step"] != rows_per_step:
         raise UserError(
-            f"the checkpoint was trained with {state['rows_per_step']} rows a step and this launch has {rows_per_step}; "
-            "set num_processes to the number the run began with, or change gradient_accumulation_steps"
+            f"the checkpoint was trained with {state['rows_per_step']} rows a step and this launch has "
+            f"{rows_per_step}; set num_processes to the number the run began with, or mend gradient_accumulation_steps"
         )
 
 

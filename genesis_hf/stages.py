@@ -78,8 +78,8 @@ def finished_stages(stages: list[Stage], folder: Path) -> list[dict[str, Any]]:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["inputs"] != inputs:
             raise UserError(
-                f"{path}: this stage was finished with another command, recipe or text; remove {folder.parent} to start "
-                "afresh, or choose another --output_dir"
+                f"{path}: this stage was finished with another command, recipe or text; remove {folder.parent} to "
+                "start afresh, or choose another --output_dir"
             )
         records.append(record)
     return records

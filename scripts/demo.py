@@ -7,11 +7,10 @@ Every step is an ordinary command, printed before it runs. Interrupted at any po
 
 import _env  # noqa: F401
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
 
 from genesis_hf.config import parse_recipe, read_yaml, setting
 from genesis_hf.errors import report_user_errors
@@ -51,79 +50,90 @@ def road(demo: Demo) -> list[Stage]:
     root = demo.output_dir
     kinds = ["code", "prose"] if demo.text is None else ["text"]
     weights = {"code": 0.75, "prose": 0.25, "text": 1.0}
-    text = {
-        split: [{"name": k, "weight": weights[k], "paths": [f"{root}/data/{split}/{k}.jsonl"]} for k in kinds]
-        for split in ("pretrain", "heldout")
-    }
+    train_text = [{"name": k, "weight": weights[k], "paths": [f"{root}/data/pretrain/{k}.jsonl"]} for k in kinds]
+    held_out_text = [{"name": k, "paths": [f"{root}/data/heldout/{k}.jsonl"]} for k in kinds]
     max_steps = read_yaml(f"{RECIPES}/pretrain.yaml")["max_steps"]
 
-    def stage(name: str, title: str, script: str, recipe: str | None, produces: list[str], **settings: object) -> Stage:
-        command = [sys.executable, f"scripts/{script}.py"]
-        if recipe:
-            command += ["--config", f"{RECIPES}/{recipe}.yaml"]
+    def stage(
+        name: str,
+        title: str,
+        script: str,
+        produces: str,
+        recipe: str | None = None,
+        *arguments: str,
+        **settings: object,
+    ) -> Stage:
+        path = f"{RECIPES}/{recipe}.yaml" if recipe else None
+        command = [sys.executable, f"scripts/{script}.py", *arguments] + (["--config", path] if path else [])
+        written = read_yaml(path) if path else {}
         for key, value in settings.items():
-            command += [
-                f"--{key}",
-                value
-                if isinstance(value, str)
-                else yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n..."),
-            ]
-        return Stage(name, title, command, f"{RECIPES}/{recipe}.yaml" if recipe else None, produces)
+            if written.get(key) != value:  # a command shows what its recipe doesn't say already
+                command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
+        return Stage(name, title, command, path, [f"{root}/{produces}"])
 
-    def pretrain(name: str, title: str, steps: int, **settings: object) -> Stage:
-        return stage(
-            name, title, "pretrain", "pretrain", [f"{root}/pretrain/checkpoints/step_{steps:09d}"],
-            output_dir=f"{root}/pretrain", tokenizer=f"{root}/tokenizer",
-            sources=text["pretrain"], eval_sources=text["heldout"], **settings,
-        )  # fmt: skip
+    def pretrain(name: str, title: str, until: int, **settings: object) -> Stage:
+        settings |= {"output_dir": f"{root}/pretrain", "tokenizer": f"{root}/tokenizer"}
+        settings |= {"sources": train_text, "eval_sources": held_out_text}
+        return stage(name, title, "pretrain", f"pretrain/checkpoints/step_{until:09d}", "pretrain", **settings)
 
     def evaluate(name: str, model: str) -> Stage:
+        settings = {"model": model, "include_path": f"{root}/data/tasks", "held_out_sources": held_out_text}
+        output = f"evaluation/{name}"
         return stage(
-            f"evaluate-{name}", f"Evaluate {name}", "evaluate", "eval", [f"{root}/evaluation/{name}/evaluation.json"],
-            model=model, include_path=f"{root}/data/tasks", held_out_sources=text["heldout"],
-            output_dir=f"{root}/evaluation/{name}",
-        )  # fmt: skip
+            f"evaluate-{name}",
+            f"Evaluate {name}",
+            "evaluate",
+            f"{output}/evaluation.json",
+            "eval",
+            output_dir=f"{root}/{output}",
+            **settings,
+        )
 
     def sample(name: str, model: str) -> Stage:
-        return stage(
-            f"sample-{name}", f"Sample answers of {name}", "sample_answers", "sample", [f"{root}/samples/{name}.jsonl"],
-            model=model, prompts=f"{root}/data/prompts.jsonl", output_file=f"{root}/samples/{name}.jsonl",
-        )  # fmt: skip
+        output = f"samples/{name}.jsonl"
+        settings = {"model": model, "prompts": f"{root}/data/prompts.jsonl", "output_file": f"{root}/{output}"}
+        return stage(f"sample-{name}", f"Sample answers of {name}", "sample_answers", output, "sample", **settings)
 
-    prepare = {"output_dir": f"{root}/data"} | ({"text": demo.text} if demo.text else {})
-    chat, preference = f"{root}/data/sft", f"{root}/data/preference"
+    def train_on(folder: str) -> dict[str, object]:
+        train, held_out = (f"{root}/data/{folder}/{split}.jsonl" for split in ("train", "heldout"))
+        return {
+            "output_dir": f"{root}/{'dpo' if folder == 'preference' else folder}",
+            "mixture": [{"name": "docstrings", "paths": [train]}],
+            "eval_mixture": [{"name": "docstrings", "paths": [held_out]}],
+        }
+
+    data = {"output_dir": f"{root}/data"} | ({"text": demo.text} if demo.text else {})
+    tokenizer = {"output_dir": f"{root}/tokenizer", "sources": train_text}
+    export = {"checkpoint": f"{root}/pretrain", "output_dir": f"{root}/base", "held_out_sources": held_out_text}
     base, sft, dpo = f"{root}/base", f"{root}/sft/final", f"{root}/dpo/final"
     return [
-        stage("data", "Prepare text, conversations, preferences and tasks", "prepare_demo", None, [f"{root}/data"], **prepare),
-        stage("tokenizer", "Train the tokenizer", "train_tokenizer", "tokenizer", [f"{root}/tokenizer/tokenizer.json"],
-              output_dir=f"{root}/tokenizer", sources=text["pretrain"]),
-        pretrain("pretrain-first-half", "Pretrain the first half", max_steps // 2, stop_at_step=max_steps // 2),
-        pretrain("pretrain-second-half", "Resume in a new process and pretrain the rest", max_steps),
-        stage("export", "Export as a plain Llama folder and prove it", "export", None, [f"{base}/parity.json"],
-              checkpoint=f"{root}/pretrain", output_dir=base, held_out_sources=text["heldout"]),
+        stage("data", "Prepare text, conversations, preferences, tasks", "prepare_demo", "data/summary.json", **data),
+        stage("tokenizer", "Train the tokenizer", "train_tokenizer", "tokenizer/recipe.yaml", "tokenizer", **tokenizer),
+        pretrain("pretrain-1", "Pretrain the first half", max_steps // 2, stop_at_step=max_steps // 2),
+        pretrain("pretrain-2", "Resume in a new process and pretrain the second half", max_steps),
+        stage(
+            "export", "Export as a plain Llama folder, and prove it", "export", "base/parity.json", "export", **export
+        ),
         evaluate("base", base),
-        stage("sft", "Supervised fine-tuning", "sft", "sft", [f"{sft}/config.json"], model=base, output_dir=f"{root}/sft",
-              mixture=[{"name": "docstrings", "paths": [f"{chat}/train.jsonl"]}],
-              eval_mixture=[{"name": "docstrings", "paths": [f"{chat}/heldout.jsonl"]}]),
+        stage("sft", "Supervised fine-tuning", "sft", "sft/summary.json", "sft", model=base, **train_on("sft")),
         evaluate("sft", sft),
         sample("sft", sft),
-        stage("dpo", "Preference training", "dpo", "dpo", [f"{dpo}/config.json"], model=sft, output_dir=f"{root}/dpo",
-              mixture=[{"name": "direct", "paths": [f"{preference}/train.jsonl"]}],
-              eval_mixture=[{"name": "direct", "paths": [f"{preference}/heldout.jsonl"]}]),
+        stage("dpo", "Preference training", "dpo", "dpo/summary.json", "dpo", model=sft, **train_on("preference")),
         evaluate("dpo", dpo),
         sample("dpo", dpo),
-        stage("report", "Write the report", "report", None, [f"{root}/report.html"], run=root, output_file=f"{root}/report.html"),
-    ]  # fmt: skip
+        stage("report", "Write the report", "report", "report.html", None, root),
+    ]
 
 
 def show_results(demo: Demo, records: list[dict]) -> None:
     """The table, a few answers, and what to do next."""
-    from genesis_hf.report import read_road, results_table, sample_text
+    from genesis_hf.report import collect, findings, results_rows, sample_text, text_table
 
     root = demo.output_dir
-    road = read_road(root)
-    print("\n" + results_table(road))
-    print("\n" + sample_text(road))
+    material = collect([root])
+    print("\n" + text_table(results_rows(material)) + "\n")
+    print("\n".join(findings(material)))
+    print("\n" + sample_text(material))
     minutes = sum(record["seconds"] for record in records) / 60
     memory = max(record["peak_memory_gib"] for record in records)
     print(f"\n{minutes:.1f} minutes of work, {memory:.2f} GiB in the largest process")

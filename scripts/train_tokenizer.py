@@ -10,7 +10,8 @@ from pathlib import Path
 
 from genesis_hf.config import TokenizerRecipe, parse_recipe, recipe_yaml
 from genesis_hf.errors import report_user_errors
-from genesis_hf.tokenizer import build_tokenizer, fertility_table, is_finished
+from genesis_hf.tokenizer import fertility_table
+from genesis_hf.tokenizer_training import build_tokenizer, is_finished
 
 
 def main() -> None:

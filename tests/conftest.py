@@ -77,7 +77,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SentencePiece tokenizer of 384 pieces, trained on `corpus`."""
     from genesis_hf.config import Source, TokenizerRecipe
-    from genesis_hf.tokenizer import build_tokenizer
+    from genesis_hf.tokenizer_training import build_tokenizer
 
     folder = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     sources = [Source(name=name, paths=[str(corpus / f"{name}.jsonl")]) for name in ("prose", "code")]

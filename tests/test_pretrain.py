@@ -131,7 +131,8 @@ def test_sigterm_saves_and_the_next_run_goes_on(values, tmp_path):
     recipe = write_recipe({**values, "output_dir": parts, "save_steps": 1000}, tmp_path / "recipe.yaml")
     program = (
         # The signal arrives while step 4 is being recorded.
-        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.metrics as m; write = m.MetricsWriter.write\n"
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.metrics as m\n"
+        "write = m.MetricsWriter.write\n"
         "def hooked(self, record):\n"
         "    write(self, record)\n"
         "    if record['step'] == 4: os.kill(os.getpid(), signal.SIGTERM)\n"

@@ -16,22 +16,24 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from genesis_hf import tokenizer as tokenizer_module
+from genesis_hf import tokenizer_training
 from genesis_hf.config import Source, TokenizerRecipe
 from genesis_hf.data.readers import read_documents
 from genesis_hf.errors import UserError
 from genesis_hf.tokenizer import (
     NASTY_CORPUS,
-    build_tokenizer,
-    convert_sentencepiece,
     encode_documents,
     fertility,
     fertility_table,
-    is_finished,
     load_tokenizer,
     prove_equal,
-    sample_text,
     save_tokenizer,
+)
+from genesis_hf.tokenizer_training import (
+    build_tokenizer,
+    convert_sentencepiece,
+    is_finished,
+    sample_text,
     sentences,
     train_sentencepiece,
 )
@@ -169,7 +171,7 @@ def test_a_lossy_decoder_fails_the_proof(folder: Path, tmp_path: Path):
 
 
 def test_a_failed_proof_leaves_no_folder(text_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tokenizer_module, "final_merges", lambda pieces: [])
+    monkeypatch.setattr(tokenizer_training, "final_merges", lambda pieces: [])
     with pytest.raises(RuntimeError, match="fails its proof"):
         build_tokenizer(recipe(text_files, tmp_path / "made"))
     assert list(tmp_path.iterdir()) == []
@@ -193,7 +195,7 @@ def test_sentences_lose_nothing_and_fit_the_trainer(parts: list[str]):
     document = "".join(parts)
     found = list(sentences(document))
     assert "".join(found) == document
-    assert all(len(s) <= tokenizer_module.SENTENCE_CHARACTERS for s in found)
+    assert all(len(s) <= tokenizer_training.SENTENCE_CHARACTERS for s in found)
 
 
 def test_sentences_cut_before_spaces_only():
@@ -237,7 +239,7 @@ def test_samples_follow_bytes_and_spread_over_files(tmp_path: Path):
 
 
 def test_weights_divide_the_training_text(text_files: Path, tmp_path: Path):
-    text = tokenizer_module.read_training_text(recipe(text_files, tmp_path, max_train_bytes=20_000))
+    text = tokenizer_training.read_training_text(recipe(text_files, tmp_path, max_train_bytes=20_000))
     code = sum(len(s.encode()) for s in text if s.startswith("def "))
     assert sum(len(s.encode()) for s in text) == pytest.approx(20_000, rel=0.02)
     assert code == pytest.approx(5000, rel=0.05)
