@@ -107,6 +107,7 @@ class PretrainRecipe:
     eval_sources: list[Source] = setting([], "held-out text for bits per byte in the loop")
     reset_positions: bool = setting(True, "documents attend only to themselves, their first label is masked")
     shuffle_block: int = setting(1024, "documents permuted together; 0 keeps the files' order")
+    shuffle_rows: int = setting(1024, "rows permuted together, after packing; 0 keeps the documents' order")
     per_device_train_batch_size: int = setting(8, "rows in a micro-batch on one device")
     gradient_accumulation_steps: int = setting(1, "micro-batches in an optimizer step")
     num_processes: int | None = setting(

@@ -57,7 +57,7 @@ class HeldOut:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         batches = math.ceil(len(rows) / (world * self.batch_size))
         mine = rows[rank::world]
-        filler = Row(np.zeros_like(rows[0].input_ids), [0], [True], {})
+        filler = Row(np.zeros_like(rows[0].input_ids), [0], {})
         # loss in nats, predicted tokens, their bytes
         totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for index in range(batches):
@@ -85,7 +85,7 @@ def document_rows(source: Source, tokenizer: PreTrainedTokenizerFast, sequence_l
         starts.append(len(ids))
         while len(ids) >= sequence_length:
             inside = [s for s in starts if s < sequence_length]
-            yield Row(np.array(ids[:sequence_length], dtype=np.int32), inside, [True] * len(inside), {})
+            yield Row(np.array(ids[:sequence_length], dtype=np.int32), inside, {})
             ids = ids[sequence_length:]
             starts = sorted({0, *(s - sequence_length for s in starts if s >= sequence_length)})
 

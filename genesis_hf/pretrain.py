@@ -74,6 +74,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         rows_per_step,
         seed=recipe.seed,
         shuffle_block=recipe.shuffle_block,
+        shuffle_rows=recipe.shuffle_rows,
         reset_positions=recipe.reset_positions,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -155,8 +156,8 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                     "mfu": speed * flops / (peak * accelerator.num_processes) if peak else None,
                     "memory_gib": round(memory_gib(), 3),
                     "data_wait_share": round(waited / elapsed, 4),
-                    "mixture": mixture(stream_state),
-                    "epochs": {name: s["epoch"] for name, s in stream_state["sources"].items()},
+                    "mixture": shares(stream_state["tokens"]),
+                    "epochs": {name: s["epoch"] for name, s in stream_state["begin"]["sources"].items()},
                 }
                 state["loss"] = loss
                 metrics.write(record)
@@ -385,9 +386,8 @@ def plan(recipe: PretrainRecipe) -> str:
     )
 
 
-def mixture(stream_state: dict[str, Any]) -> dict[str, float]:
+def shares(tokens: dict[str, int]) -> dict[str, float]:
     """Realised share of each source in the tokens so far."""
-    tokens = {name: source["tokens"] for name, source in stream_state["sources"].items()}
     total = max(1, sum(tokens.values()))
     return {name: round(count / total, 5) for name, count in tokens.items()}
 

@@ -116,7 +116,7 @@ def test_every_token_of_every_document_appears_exactly_once_an_epoch(tmp_path_fa
     source = Source(name="x", paths=[write_jsonl(tmp_path_factory.mktemp("s") / "x.jsonl", texts)])
     documents = [[*ids, tokenizer.eos_token_id] for ids in encode_documents(tokenizer, texts)]
     total = sum(map(len, documents))
-    stream = PackedStream([source], tokenizer, 16, 1, seed=seed, shuffle_block=block)
+    stream = PackedStream([source], tokenizer, 16, 1, seed=seed, shuffle_block=block, shuffle_rows=0)
     ids = []
     while len(ids) < 2 * total:
         ids += next(stream)[0].input_ids.flatten().tolist()
@@ -134,18 +134,40 @@ def test_every_token_of_every_document_appears_exactly_once_an_epoch(tmp_path_fa
 
 
 @settings(max_examples=15, deadline=None)
-@given(cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5), seed=st.integers(0, 3))
-def test_interruptions_and_other_world_sizes_give_the_same_rows(corpus, tokenizer, cuts, seed):
+@given(seed=st.integers(0, 5), block=st.integers(2, 40))
+def test_row_shuffling_permutes_blocks_and_loses_nothing(corpus, tokenizer, seed, block):
+    sources = [Source(name="code", paths=[str(corpus / "code.jsonl")])]
+    plain = PackedStream(sources, tokenizer, 16, 1, seed=seed, shuffle_rows=0)
+    mixed = PackedStream(sources, tokenizer, 16, 1, seed=seed, shuffle_rows=block)
+    orders = []
+    for _ in range(3):
+        rows = [[tuple(next(s)[0].input_ids[0].tolist()) for _ in range(block)] for s in (plain, mixed)]
+        assert sorted(rows[0]) == sorted(rows[1])
+        orders.append([rows[0].index(row) for row in rows[1]])
+    if block > 8:
+        assert orders[0] != sorted(orders[0])
+        assert orders[0] != orders[1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    cuts=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    seed=st.integers(0, 3),
+    block=st.sampled_from([0, 7, 1024]),
+)
+def test_interruptions_and_other_world_sizes_give_the_same_rows(corpus, tokenizer, cuts, seed, block):
     sources = [
         Source(name="prose", weight=3, paths=[str(corpus / "prose.jsonl")]),
         Source(name="code", weight=1, paths=[str(corpus / "code.jsonl")]),
     ]
-    whole = take(sources, tokenizer, sum(cuts), seed=seed)
+    whole = take(sources, tokenizer, sum(cuts), seed=seed, shuffle_rows=block)
     state, parts = None, []
     for number, steps in enumerate(cuts):
         world = [1, 2, 4][number % 3]
         ranks = [
-            PackedStream(sources, tokenizer, 16, 4, seed=seed, rank=r, world_size=world, state=state)
+            PackedStream(
+                sources, tokenizer, 16, 4, seed=seed, shuffle_rows=block, rank=r, world_size=world, state=state
+            )
             for r in range(world)
         ]
         for _ in range(steps):
@@ -173,7 +195,9 @@ def test_positions_restart_and_boundaries_carry_no_label(corpus, tokenizer):
     kept = batch.labels != IGNORE_INDEX
     assert (batch.labels[kept] == batch.input_ids[kept]).all()
 
-    plain = PackedStream([stream.mixture.sources[0].source], tokenizer, 64, 8, reset_positions=False)
+    plain = PackedStream(
+        [Source(name="x", paths=[str(corpus / "code.jsonl")])], tokenizer, 64, 8, reset_positions=False
+    )
     batch, _ = next(plain)
     assert batch.position_ids is None
     assert (batch.labels == batch.input_ids).all()
@@ -189,7 +213,8 @@ def test_shares_are_of_tokens(corpus, tokenizer):
     for _ in range(60):
         batch, state = next(stream)
         assert sum(batch.tokens_by_source.values()) == 256
-    tokens = {name: s["tokens"] for name, s in state["sources"].items()}
+    tokens = state["tokens"]
+    assert sum(tokens.values()) == 60 * 256
     assert tokens["code"] / sum(tokens.values()) == pytest.approx(0.75, abs=0.02)
     assert len(json.dumps(state)) < 4000
 

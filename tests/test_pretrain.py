@@ -237,7 +237,7 @@ def test_another_model_batch_or_data_is_refused_on_resume(values, corpus):
         train(values, model={**TINY_MODEL, "num_hidden_layers": 3})
     with pytest.raises(UserError, match="4 rows a step and this launch has 8"):
         train(values, gradient_accumulation_steps=4)
-    with pytest.raises(UserError, match="sources code, prose differ"):
+    with pytest.raises(UserError, match="sources code differ"):
         train(values, sources=[{"name": "prose", "paths": [str(corpus / "prose.jsonl")]}])
     with pytest.raises(UserError, match="holds a run already"):
         train(values, resume_from_checkpoint="none")

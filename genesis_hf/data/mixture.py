@@ -1,5 +1,6 @@
 """Token documents of one source, and of several mixed by their shares of tokens."""
 
+import copy
 import hashlib
 import json
 from typing import Any
@@ -35,7 +36,8 @@ class TokenSource:
         self.tokenizer = tokenizer
         self.seed = seed
         self.shuffle_block = shuffle_block
-        self.state = state or {"epoch": 0, "block": 0, "position": self.reader.start, "document": 0, "tokens": 0}
+        beginning = {"epoch": 0, "block": 0, "position": self.reader.start, "document": 0, "tokens": 0}
+        self.state = copy.deepcopy(state) if state else beginning
         self._texts: list[str] | None = None
         self._following: dict[str, Any] | None = None
         self._encoded: dict[int, np.ndarray] = {}

@@ -4,7 +4,6 @@ The sequence of rows depends on the recipe, the seed and the data alone. Every p
 keeps its own rows, so the number of processes changes who trains on a row, never which row comes next.
 """
 
-import copy
 import hashlib
 import queue
 import threading
@@ -18,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import Source
 from genesis_hf.data.mixture import Mixture, TokenSource
-from genesis_hf.data.packing import Packer, Row
+from genesis_hf.data.packing import Packer, Row, RowShuffle
 from genesis_hf.errors import UserError
 from genesis_hf.modeling import IGNORE_INDEX
 
@@ -64,6 +63,7 @@ class PackedStream:
         *,
         seed: int = 42,
         shuffle_block: int = 1024,
+        shuffle_rows: int = 1024,
         reset_positions: bool = True,
         rank: int = 0,
         world_size: int = 1,
@@ -82,7 +82,10 @@ class PackedStream:
         self.rows_per_step = rows_per_step
         self.reset_positions = reset_positions
         self.rank, self.world_size = rank, world_size
-        states = copy.deepcopy(state["sources"]) if state else {}
+        begin = state["begin"] if state else None
+        if state:
+            refuse_unknown_sources(state, sources)
+        states = begin["sources"] if begin else {}
         token_sources = [TokenSource(s, tokenizer, seed, shuffle_block, states.get(s.name)) for s in sources]
         self.fingerprint = {
             "sources": {s.source.name: [s.source.weight, s.reader.fingerprint()] for s in token_sources},
@@ -90,27 +93,32 @@ class PackedStream:
             "sequence_length": sequence_length,
             "seed": seed,
             "shuffle_block": shuffle_block,
+            "shuffle_rows": shuffle_rows,
         }
         if state:
             refuse_other_data(state["fingerprint"], self.fingerprint)
         self.rows_taken = state["rows"] if state else 0
-        self.mixture = Mixture(token_sources)
-        self.packer = Packer(self.mixture, sequence_length, dict(state["packer"]) if state else None)
+        self.tokens = dict(state["tokens"]) if state else {s.name: 0 for s in sources}
+        packer = Packer(Mixture(token_sources), sequence_length, begin)
+        self.rows = RowShuffle(packer, shuffle_rows, seed, state)
 
     def __iter__(self) -> Iterator[tuple[StepBatch, StreamState]]:
         return self
 
     def __next__(self) -> tuple[StepBatch, StreamState]:
-        rows = [next(self.packer) for _ in range(self.rows_per_step)]
+        rows = [next(self.rows) for _ in range(self.rows_per_step)]
         self.rows_taken += len(rows)
-        return self._batch(rows), self.state()
+        batch = self._batch(rows)
+        for name, tokens in batch.tokens_by_source.items():
+            self.tokens[name] += tokens
+        return batch, self.state()
 
     def state(self) -> StreamState:
         """Where the stream is: JSON values, small, independent of the number of processes."""
         return {
             "rows": self.rows_taken,
-            "packer": dict(self.packer.state),
-            "sources": {s.source.name: copy.deepcopy(s.state) for s in self.mixture.sources},
+            "tokens": dict(self.tokens),
+            **self.rows.state(),
             "fingerprint": self.fingerprint,
         }
 
@@ -143,14 +151,23 @@ def trained_tokens(rows: list[Row], reset_positions: bool) -> int:
     return sum(int((row.labels()[1:] != IGNORE_INDEX).sum()) for row in rows)
 
 
+def refuse_unknown_sources(state: StreamState, sources: list[Source]) -> None:
+    """Raise `UserError` unless the state is of sources of these names."""
+    then, now = set(state["tokens"]), {source.name for source in sources}
+    if then != now:
+        raise UserError(
+            f"the checkpoint was trained on other data: sources {', '.join(sorted(then ^ now))} differ; restore them "
+            "or start in a new output_dir"
+        )
+
+
 def refuse_other_data(recorded: dict[str, Any], now: dict[str, Any]) -> None:
     """Raise `UserError` naming the first difference between two fingerprints."""
     for key, value in recorded.items():
         if now.get(key) == value:
             continue
         if key == "sources":
-            names = sorted(set(value) | set(now[key]))
-            changed = [name for name in names if value.get(name) != now[key].get(name)]
+            changed = sorted(name for name in value if value[name] != now[key].get(name))
             raise UserError(
                 f"the checkpoint was trained on other data: sources {', '.join(changed)} differ (weight, file names, "
                 "sizes or content); restore them or start in a new output_dir"
