@@ -11,6 +11,8 @@ import yaml
 # Without it, two OpenMP threads spin against each other as soon as the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# No library reports home from here unless the user says so.
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 
 def recipe_path(argv: list[str]) -> str | None:

@@ -4,4 +4,6 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/_setup.sh
 install "" demo
+# glibc returns large blocks to the system and faults them in again at every step; keeping them saves a fifth of SFT.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
 exec .venv/bin/python scripts/demo.py "$@"

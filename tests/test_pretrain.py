@@ -81,7 +81,9 @@ def test_interrupted_and_resumed_equals_uninterrupted(values, tmp_path, optim):
     assert losses(whole)[12][0] < losses(whole)[1][0] - 0.3
 
 
-def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, tmp_path):
+@pytest.mark.parametrize("optim", ["adamw", "muon"])
+def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, tmp_path, optim):
+    values["optim"] = optim
     one = str(tmp_path / "one")
     train(values, output_dir=one, num_processes=2)
 
@@ -95,13 +97,15 @@ def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, t
     launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts)
     assert_same_run(whole, parts)
 
+    # Muon orthogonalises in bfloat16, so sums in another order show earlier.
+    tolerance = {"adamw": 1e-5, "muon": 1e-3}[optim]
     for step, (loss, norm) in losses(one).items():
-        assert losses(whole)[step] == pytest.approx((loss, norm), rel=1e-5)
+        assert losses(whole)[step] == pytest.approx((loss, norm), rel=tolerance)
     held_out = [
         [r["held_out"] for r in read_metrics(f"{run}/metrics.jsonl") if "held_out" in r] for run in (one, whole)
     ]
     assert len(held_out[0]) == 2
-    assert held_out[0][-1]["heldout"]["loss"] == pytest.approx(held_out[1][-1]["heldout"]["loss"], rel=1e-5)
+    assert held_out[0][-1]["heldout"]["loss"] == pytest.approx(held_out[1][-1]["heldout"]["loss"], rel=tolerance)
 
 
 def test_a_run_of_two_processes_goes_on_with_one(values, tmp_path):
