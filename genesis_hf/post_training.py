@@ -27,6 +27,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_callback import ProgressCallback
 
 from genesis_hf.config import parse_recipe, read_yaml, recipe_dict, write_text
 from genesis_hf.distributed import use_bf16
@@ -45,6 +46,8 @@ FREE_KEYS = {
 
 # TRL 1 uses names that transformers 5.23 warns of and 5.17 needs.
 warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+# `datasets` sorts with an argument that pyarrow is about to rename.
+warnings.filterwarnings("ignore", message="Specifying null_placement", category=FutureWarning)
 
 MEGABATCH = 50
 """Batches' worth of rows that are sorted by length together: little padding, and still a new order every epoch."""
@@ -244,12 +247,26 @@ class RunCallback(TrainerCallback):
         return control
 
 
+class QuietProgress(ProgressCallback):
+    """The Trainer's bar with the loss at its end, instead of a dictionary between its lines."""
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        """Loss and learning rate behind the bar."""
+        if state.is_world_process_zero and self.training_bar is not None and "loss" in (logs or {}):
+            loss, rate = float(logs["loss"]), float(logs["learning_rate"])
+            self.training_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
+
+
 def run_training(trainer: Trainer, training: TrainingArguments) -> bool:
     """Train from the newest complete checkpoint or the start; False where a signal ended it early."""
     checkpoint = checkpoint_to_resume(training)
     resumed_step = read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else 0
     if checkpoint:
         print(f"going on from {checkpoint}")
+    trainer.remove_callback(ProgressCallback)
+    trainer.add_callback(QuietProgress)
     with StopSignal() as stop:
         trainer.add_callback(RunCallback(training.output_dir, stop, resumed_step))
         trainer.train(resume_from_checkpoint=checkpoint)

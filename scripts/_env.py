@@ -3,6 +3,7 @@
 A recipe that can't be read is left for the script's own parser, which says what is wrong with it.
 """
 
+import logging
 import os
 import sys
 
@@ -11,6 +12,8 @@ import yaml
 # Without it, two OpenMP threads spin against each other as soon as the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+# Long documents are encoded whole and cut afterwards, so a tokenizer's warning about their length means nothing here.
+logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
 # No library reports home from here unless the user says so.
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 

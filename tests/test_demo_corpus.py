@@ -279,7 +279,7 @@ def test_first_sentence(doc, expected):
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["demo_continuation", "demo_signature"])
+@pytest.mark.parametrize("name", ["demo_continuation", "demo_signature", "demo_word_order"])
 def test_form_gives_no_answer_away(data, name):
     items = read_jsonl(data / "tasks" / f"{name}.jsonl")
     error = math.sqrt(0.25 * 0.75 / len(items))
@@ -354,7 +354,7 @@ def test_lm_eval_runs_the_tasks_and_a_random_model_scores_at_chance(data, tmp_pa
         bootstrap_iters=0,
     )["results"]
     assert set(results) == set(tasks.TASKS)
-    for name in "demo_continuation", "demo_signature":
+    for name in "demo_continuation", "demo_signature", "demo_word_order":
         error = math.sqrt(0.25 * 0.75 / results[name]["sample_len"])
         assert abs(results[name]["acc,none"] - 0.25) < 4 * error
     # A uniform guess over 257 tokens, each a byte, costs 8.006 bits.

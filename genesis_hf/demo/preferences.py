@@ -7,30 +7,24 @@ from typing import Any
 from genesis_hf.demo.conversations import (
     SYSTEM_PROMPTS,
     SYSTEM_SHARE,
-    Exchange,
     Fact,
     ask,
     fill,
     hedge,
     rounds,
-    topics_of,
 )
 
 GENERIC_SHARE = 0.3
-FULLER_SHARE = 0.6
-"""Share of the hedged pairs whose chosen answer says one thing more where the other only doubts.
-
-A hedge adds words; without these, preference training could learn that the shorter answer wins.
-"""
 GENERIC_ANSWERS = (
-    "It is a {kind} that does various things in Python.",
-    "It depends on what you want to do with it.",
-    "It is part of Python and can be used in many programs.",
-    "There are many ways to use it in your code.",
-    "It is a useful {kind} that many people use.",
-    "It can be used for different purposes.",
-    "It is something in Python's standard library.",
+    "It is a {kind} that does various things in Python, depending on what you want to do with it.",
+    "There are many ways to use this {kind}, and which one is best depends on the program that you write.",
+    "It is one of the many useful parts of Python, and a lot of people use it in their programs.",
+    "It can be used for different purposes, so have a look at what other people do with it.",
+    "This is something in Python's standard library that can be helpful in a number of situations.",
+    "Python has a lot of things like this one, and each of them can be useful in its own way.",
+    "It does what its name says, and you will find it in many programs of all sizes.",
 )
+"""About as long as a direct answer, so that their length is not what tells them apart."""
 Pair = dict[str, list[dict[str, str]]]
 
 
@@ -56,23 +50,12 @@ def make_preferences(facts: list[Fact], count: int, seed: str, taken: Iterable[s
         prompt = [{"role": "user", "content": exchange.question}]
         if rng.random() < SYSTEM_SHARE:
             prompt.insert(0, {"role": "system", "content": rng.choice(SYSTEM_PROMPTS)})
-        chosen = exchange.answer
         if rng.random() < GENERIC_SHARE:
             rejected = fill(rng.choice(GENERIC_ANSWERS), {"kind": fact.entry.kind})
         else:
             rejected = hedge(exchange.answer, rng)
-            if rng.random() < FULLER_SHARE:
-                chosen = fuller(exchange, rng)
-        pairs.append({"prompt": prompt, "chosen": answer(chosen), "rejected": answer(rejected)})
+        pairs.append({"prompt": prompt, "chosen": answer(exchange.answer), "rejected": answer(rejected)})
     return pairs
-
-
-def fuller(exchange: Exchange, rng: random.Random) -> str:
-    """The direct answer and one more fact; a summary, asked for as one sentence, stays one."""
-    others = [t for t in topics_of(exchange.fact) if t not in (exchange.topic, "summary")]
-    if exchange.topic == "summary" or not others:
-        return exchange.answer
-    return f"{exchange.answer} {ask(exchange.fact, rng.choice(others), rng).answer}"
 
 
 def answer(content: str) -> list[dict[str, str]]:

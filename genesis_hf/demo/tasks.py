@@ -1,4 +1,4 @@
-"""lm-eval tasks over held-out text: two multiple-choice ones, a last word in LAMBADA's form, bits per byte."""
+"""lm-eval tasks over held-out text: three multiple-choice ones, a last word in LAMBADA's form, bits per byte."""
 
 import random
 import re
@@ -25,6 +25,8 @@ PASSAGE = (240, 360)
 """Characters, at least and at most."""
 MAX_SPREAD = 0.15
 """How much longer than the shortest of its options the longest may be."""
+MIN_WORDS = 5
+"""Of a continuation whose words are put in another order."""
 REPEATED_WORD = re.compile(r"(?<= )[^\W\d_]{4,}(?=[\s.,;:!?)]|$)")
 
 TASKS: dict[str, dict[str, Any]] = {
@@ -60,7 +62,7 @@ TASKS: dict[str, dict[str, Any]] = {
         ],
     },
 }
-TASKS["demo_signature"] = TASKS["demo_continuation"]
+TASKS["demo_signature"] = TASKS["demo_word_order"] = TASKS["demo_continuation"]
 """By name: what lm-eval's YAML says beyond where the data is."""
 
 Item = dict[str, Any]
@@ -92,6 +94,7 @@ def make_tasks(held_out: dict[str, list[Document]], facts: list[Fact], seed: str
     tasks = {
         "demo_continuation": make_questions(passages, rng),
         "demo_signature": make_questions(signature_passages(facts), rng),
+        "demo_word_order": make_word_orders(passages, rng),
         "demo_last_word": rng.sample(words, min(ITEMS, len(words))),
         "demo_bits_per_byte": [item for found in pages.values() for item in rng.sample(found, min(share, len(found)))],
     }
@@ -189,6 +192,38 @@ def ask_group(group: list[Passage], asked: int, rng: random.Random) -> Item:
         "label": order.index(asked),
         "kind": group[asked].kind,
     }
+
+
+def make_word_orders(passages: list[Passage], rng: random.Random) -> list[Item]:
+    """Up to 200 questions, of each kind equally many: which of four orders of the same words is the true one?
+
+    Even a very small model knows something about word order, and the four options are equally long.
+    """
+    by_kind: dict[str, list[Item]] = {}
+    for passage in rng.sample(passages, len(passages)):
+        item = scramble(passage, rng)
+        if item is not None:
+            by_kind.setdefault(passage.kind, []).append(item)
+    questions = [q for turn in zip_longest_lists(list(by_kind.values())) for q in turn][:ITEMS]
+    return rng.sample(questions, len(questions))
+
+
+def scramble(passage: Passage, rng: random.Random) -> Item | None:
+    """A passage's continuation among three shuffles of its words, blanks left in place; None where it has too few."""
+    parts = re.split(r"(\s+)", passage.continuation)
+    places = [i for i, part in enumerate(parts) if part.strip()]
+    choices = [passage.continuation]
+    for _ in range(20):
+        shuffled = list(parts)
+        for place, source in zip(places, rng.sample(places, len(places)), strict=True):
+            shuffled[place] = parts[source]
+        if len(places) >= MIN_WORDS and "".join(shuffled) not in choices:
+            choices.append("".join(shuffled))
+        if len(choices) == CHOICES:
+            order = rng.sample(range(CHOICES), CHOICES)
+            options = [choices[i] for i in order]
+            return {"context": passage.context, "choices": options, "label": order.index(0), "kind": passage.kind}
+    return None
 
 
 # ---------------------------------------------------------------------------------------------------------
