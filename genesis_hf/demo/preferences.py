@@ -16,13 +16,13 @@ from genesis_hf.demo.conversations import (
 
 GENERIC_SHARE = 0.3
 GENERIC_ANSWERS = (
-    "It is a {kind} that does various things in Python, depending on what you want to do with it.",
-    "There are many ways to use this {kind}, and which one is best depends on the program that you write.",
-    "It is one of the many useful parts of Python, and a lot of people use it in their programs.",
-    "It can be used for different purposes, so have a look at what other people do with it.",
-    "This is something in Python's standard library that can be helpful in a number of situations.",
-    "Python has a lot of things like this one, and each of them can be useful in its own way.",
-    "It does what its name says, and you will find it in many programs of all sizes.",
+    "It is a {kind} that does various things in Python programs.",
+    "There are many ways to use this {kind} in a program.",
+    "It is a useful part of Python that many people like.",
+    "It can be used for different purposes in your own code.",
+    "This is something that can be helpful in a number of situations.",
+    "Python has a lot of things like this, and each is useful.",
+    "It does what its name says, as you will see.",
 )
 """About as long as a direct answer, so that their length is not what tells them apart."""
 Pair = dict[str, list[dict[str, str]]]
