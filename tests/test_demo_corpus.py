@@ -244,7 +244,7 @@ def test_preferences(data):
         summary = json.loads((data / "summary.json").read_text())["preference"][name]
         words = [sum(len(answers(p[side])[0].split()) for p in pairs) for side in ("chosen", "rejected")]
         assert summary["length_ratio"] == pytest.approx(words[0] / words[1], abs=1e-3)
-        assert 0.5 < summary["length_ratio"] < 1.0  # a hedge adds words
+        assert 0.4 < summary["length_ratio"] < 1.0  # a hedge adds words
 
 
 @given(
