@@ -74,7 +74,7 @@ def collect(folders: Sequence[str | Path]) -> Material:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; name run directories, or one that holds them")
         material.runs += [read_run(path.parent) for path in oldest_first(folder, "metrics.jsonl")]
-        material.evaluations += [load_evaluation(path) for path in oldest_first(folder, RESULTS)]
+        material.evaluations += sorted(map(load_evaluation, oldest_first(folder, RESULTS)), key=first_measured)
         material.samples += [read_samples(path) for path in oldest_first(folder, "*.summary.json")]
         material.stages += [read_json(path) | {"name": path.stem} for path in oldest_first(folder, "stages/*.json")]
         for path in oldest_first(folder, "parity.json"):
@@ -90,6 +90,11 @@ def oldest_first(folder: Path, pattern: str) -> list[Path]:
     """Files of that name below a folder, checkpoints left out."""
     paths = [p for p in folder.rglob(pattern) if not any(part.startswith(("checkpoint", ".")) for part in p.parts)]
     return sorted(paths, key=lambda path: (path.stat().st_mtime, path))
+
+
+def first_measured(evaluation: Evaluated) -> str:
+    """When its first task was measured, ISO 8601: a base is measured before what is trained from it."""
+    return min((p.get("date", "") for p in evaluation.values["provenance"].values()), default="")
 
 
 def read_run(folder: Path) -> Run:
