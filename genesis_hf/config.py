@@ -244,7 +244,7 @@ class ConversationSource:
 class SFTRecipe:
     """`scripts/sft.py`; every key of trl.SFTConfig stands beside these under its own name."""
 
-    model: str = setting(help="the base: an exported folder or a Hub id")
+    model: str = setting(help="the base: an exported folder, a run directory, a checkpoint or a Hub id")
     mixture: list[ConversationSource] = setting(help="what to train on")
     eval_mixture: list[ConversationSource] = setting([], "held-out conversations")
     tokenizer: str | None = setting(None, "a tokenizer's folder; null: the model's own")
@@ -261,7 +261,7 @@ class SFTRecipe:
 class DPORecipe:
     """`scripts/dpo.py`; every key of trl.DPOConfig stands beside these under its own name."""
 
-    model: str = setting(help="a chat model's folder or Hub id: the policy's start and its reference")
+    model: str = setting(help="a chat model (folder, run directory or Hub id): the policy's start and its reference")
     mixture: list[ConversationSource] = setting(help="preference pairs to train on")
     eval_mixture: list[ConversationSource] = setting([], "held-out preference pairs")
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
@@ -276,7 +276,7 @@ class DPORecipe:
 class SampleRecipe:
     """`scripts/sample_answers.py`; generation settings bear transformers.GenerationConfig's names."""
 
-    model: str = setting(help="a chat model's folder or Hub id")
+    model: str = setting(help="a chat model: its folder, run directory or Hub id")
     prompts: str = setting(help=".jsonl(.gz) or .parquet of `messages`, a `prompt` or any conversation's shape")
     output_file: str = setting(help="the answers, .jsonl; figures go to the same name with .summary.json")
     num_examples: int | None = setting(None, "the first rows only; null: all")

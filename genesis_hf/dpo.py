@@ -22,6 +22,7 @@ from genesis_hf.chat import encode_conversations, encode_prompts, lint_chat
 from genesis_hf.config import ConversationSource, DPORecipe, write_text
 from genesis_hf.conversations import Fault, SourceReport, mixture_table, read_mixture, to_pair
 from genesis_hf.errors import UserError
+from genesis_hf.export import resolve_model
 from genesis_hf.metrics import read_metrics
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.post_training import (
@@ -165,8 +166,10 @@ def train_dpo(recipe: DPORecipe, training: DPOConfig) -> dict[str, Any] | None:
         return {**summary, "already_finished": True}
     start = time.perf_counter()
     training.logging_first_step = True  # which proves the reference
-    model = load_model(recipe.model)
-    tokenizer = load_tokenizer(recipe.model)
+    with training.main_process_first():
+        folder = resolve_model(recipe.model)
+    model = load_model(folder)
+    tokenizer = load_tokenizer(folder)
     lint_chat(tokenizer, model.config, model.generation_config)
     context = model.config.max_position_embeddings
     max_length = min(training.max_length or context, context)

@@ -14,23 +14,18 @@ from typing import Any
 import lm_eval
 import torch
 import transformers
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from lm_eval.api.task import Task
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from genesis_hf.bits_per_byte import document_losses, log_likelihoods, summarize, xz_bits_per_byte
-from genesis_hf.checkpoint import find_checkpoint
 from genesis_hf.config import EvaluateRecipe, Source, nearest
 from genesis_hf.data.readers import read_documents
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation import RESULTS, Evaluation
-from genesis_hf.export import export_checkpoint
+from genesis_hf.export import MODEL_FILES
 from genesis_hf.files import folder_sha256, hash_items
 from genesis_hf.uncertainty import linearize, standard_error
-
-MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "merges.txt")
 
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info")
 """Metrics of lm-eval's multiple-choice tasks in which a guesser is right once in so many choices."""
@@ -88,28 +83,6 @@ def evaluate(folder: Path, recipe: EvaluateRecipe, output_dir: Path | None = Non
 # ---------------------------------------------------------------------------------------------------------
 # Models and tasks
 # ---------------------------------------------------------------------------------------------------------
-
-
-def resolve_model(name: str) -> Path:
-    """An exported folder as it is; a checkpoint or run directory exported first; a Hub id downloaded.
-
-    Raises:
-        UserError: nothing of that name.
-    """
-    path = Path(name)
-    for folder in (path, path / "final"):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
-            return folder
-    if path.exists():
-        checkpoint = find_checkpoint(path)
-        folder = checkpoint.parent.parent / "exports" / f"{checkpoint.name}-float32"
-        export_checkpoint(checkpoint, folder)
-        return folder
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
-    except (OSError, HFValidationError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"model {name}: neither a folder nor a model of the Hub ({reason})") from None
 
 
 def load_lm(folder: Path, recipe: EvaluateRecipe) -> HFLM:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from genesis_hf.checkpoint import find_checkpoint, load_model
@@ -36,6 +38,10 @@ MAX_UNUSED_ROWS = 512
 """Rows of the embedding beyond the tokenizer's last id that padding explains (to a multiple of 64 … 512)."""
 
 REPORT = "parity.json"
+
+
+MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "merges.txt")
+"""What a model's folder is read for; what is downloaded of one on the Hub."""
 
 
 def export_checkpoint(
@@ -256,3 +262,27 @@ def put_in_place(temporary: Path, output_dir: Path) -> None:
         output_dir.rename(old)
     temporary.rename(output_dir)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def resolve_model(name: str) -> Path:
+    """The folder of a model that a phase was given by any of its names.
+
+    An exported folder as it is; a checkpoint or run directory exported first; a Hub id downloaded.
+
+    Raises:
+        UserError: nothing of that name.
+    """
+    path = Path(name)
+    for folder in (path, path / "final"):
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return folder
+    if path.exists():
+        checkpoint = find_checkpoint(path)
+        folder = checkpoint.parent.parent / "exports" / f"{checkpoint.name}-float32"
+        export_checkpoint(checkpoint, folder)
+        return folder
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"model {name}: neither a folder nor a model of the Hub ({reason})") from None

@@ -22,6 +22,7 @@ from genesis_hf.chat import Message, encode_prompts
 from genesis_hf.config import ConversationSource, SampleRecipe, write_text
 from genesis_hf.conversations import Fault, as_messages, check_prompt, read_rows, to_messages
 from genesis_hf.errors import UserError
+from genesis_hf.export import resolve_model
 from genesis_hf.post_training import load_model
 from genesis_hf.tokenizer import load_tokenizer
 
@@ -45,8 +46,9 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         UserError: the folder can't be read, or the two don't fit each other.
     """
     has_gpu = torch.cuda.is_available()
-    model = load_model(path, torch.bfloat16 if has_gpu else torch.float32).to("cuda" if has_gpu else "cpu").eval()
-    tokenizer = load_tokenizer(path)
+    folder = resolve_model(path)
+    model = load_model(folder, torch.bfloat16 if has_gpu else torch.float32).to("cuda" if has_gpu else "cpu").eval()
+    tokenizer = load_tokenizer(folder)
     if len(tokenizer) > model.config.vocab_size:
         raise UserError(
             f"model {path}: the tokenizer has {len(tokenizer):,} tokens and the model {model.config.vocab_size:,} rows"

@@ -126,23 +126,16 @@ def batch_plan(training: TrainingArguments, what: str) -> str:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def load_model(path: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """A causal language model from a folder or the Hub; never runs code that comes with it.
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A causal language model from a folder (`export.resolve_model`); never runs code that comes with it.
 
     Raises:
-        UserError: no such folder, or no model in it.
+        UserError: no model that can be read in it.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise UserError(f"model {path}: no config.json in it; scripts/export.py writes such a folder from a checkpoint")
-    if not folder.exists() and path.count("/") != 1:
-        raise UserError(f"model {path}: no such folder")
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder if folder.is_dir() else path, dtype=dtype, trust_remote_code=False
-        )
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model {path}: can't be loaded ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"model {folder}: can't be loaded ({' '.join(str(error).split())[:200]})") from None
 
 
 def save_final(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
@@ -239,10 +232,7 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Every process leaves at the same step, even where the signal reached them at different ones."""
-        asked = torch.tensor(float(self.stop.received is not None), device=args.device)
-        if dist.is_initialized():
-            dist.all_reduce(asked)
-        if asked.item():
+        if self.stop.agreed():
             control.should_save = control.should_training_stop = True
         return control
 

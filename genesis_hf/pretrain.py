@@ -134,16 +134,14 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             progress.update()
 
             # once in a while: numbers
-            leaving = None
+            leaving = stop.agreed()
             if step % recipe.logging_steps == 0 or step == last_step:
-                # One reduction and one read from the device serve loss, norm and the wish to stop of any process.
-                loss, grad_norm, stopping = report(accelerator, loss, grad_norm, stop.received is not None)
+                loss, grad_norm = read_numbers(accelerator, loss, grad_norm)
                 if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
                     raise UserError(
                         f"step {step}: loss {loss}, gradient norm {grad_norm}; the run stops and its checkpoints stay. "
                         "Lower learning_rate or look at the data of this step"
                     )
-                leaving = "signal" if stopping else None
                 elapsed = time.perf_counter() - window_time
                 speed = (step - window_step) * tokens_per_step / elapsed
                 record = {
@@ -230,16 +228,13 @@ def train_step(
     return total, grad_norm
 
 
-def report(
-    accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor, stop: bool
-) -> tuple[float, float, bool]:
-    """The step's loss summed over processes, the gradient norm, and whether any process was asked to stop."""
+def read_numbers(accelerator: Accelerator, loss: torch.Tensor, grad_norm: torch.Tensor) -> tuple[float, float]:
+    """The step's loss summed over processes and its gradient norm: one reduction, one read from the device."""
     if hasattr(grad_norm, "full_tensor"):
         grad_norm = grad_norm.full_tensor()
-    asked = torch.full_like(loss, float(stop))
-    summed = accelerator.reduce(torch.stack([loss, asked]), "sum")
-    loss_sum, asked_sum, norm = torch.cat([summed, grad_norm.reshape(1).to(summed)]).tolist()
-    return loss_sum, norm, asked_sum > 0
+    loss = accelerator.reduce(loss, "sum")
+    loss_sum, norm = torch.stack([loss, grad_norm.to(loss)]).tolist()
+    return loss_sum, norm
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from genesis_hf.chat import INPUT_MARK, encode_conversations, lint_chat, prepare
 from genesis_hf.config import ConversationSource, SFTRecipe, write_text
 from genesis_hf.conversations import Fault, SourceReport, mixture_table, read_mixture, to_messages
 from genesis_hf.errors import UserError
+from genesis_hf.export import resolve_model
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.post_training import (
     LengthGroupedMixin,
@@ -128,8 +129,10 @@ def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
     if summary:
         return {**summary, "already_finished": True}
     start = time.perf_counter()
-    model = load_model(recipe.model)
-    tokenizer = load_tokenizer(recipe.tokenizer or recipe.model)
+    with training.main_process_first():
+        folder = resolve_model(recipe.model)
+    model = load_model(folder)
+    tokenizer = load_tokenizer(recipe.tokenizer or folder)
     prepare_for_chat(model, tokenizer, recipe.chat_format)
     lint_chat(tokenizer, model.config, model.generation_config)
 

@@ -32,7 +32,6 @@ install() {
         }
     fi
     echo "installing into .venv (a minute or two; torch is large)"
-    .venv/bin/python -m pip install --disable-pip-version-check --progress-bar on --quiet \
-        --constraint constraints.txt --editable ".$extras"
+    .venv/bin/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".$extras"
     echo "$key" >"$stamp"
 }

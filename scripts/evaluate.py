@@ -12,8 +12,9 @@ from pathlib import Path
 
 from genesis_hf.config import EvaluateRecipe, parse_recipe, recipe_yaml
 from genesis_hf.compare import comparison, distinct_names, load_evaluation, markdown
-from genesis_hf.evaluate import evaluate, resolve_model
+from genesis_hf.evaluate import evaluate
 from genesis_hf.errors import report_user_errors
+from genesis_hf.export import resolve_model
 
 
 def main() -> None:

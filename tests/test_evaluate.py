@@ -18,9 +18,9 @@ from genesis_hf import evaluate as evaluate_module
 from genesis_hf.bits_per_byte import bits_per_byte, cut, xz_bits_per_byte
 from genesis_hf.config import EvaluateRecipe, Source, parse_recipe
 from genesis_hf.errors import UserError
-from genesis_hf.evaluate import evaluate, resolve_model
+from genesis_hf.evaluate import evaluate
 from genesis_hf.evaluation import read_items
-from genesis_hf.export import write_llama_folder
+from genesis_hf.export import resolve_model, write_llama_folder
 from genesis_hf.files import hash_items
 from genesis_hf.uncertainty import linearize, standard_error
 

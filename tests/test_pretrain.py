@@ -9,10 +9,12 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import ROOT, TINY_MODEL, launch, run_script
+from transformers import LlamaForCausalLM
 
 from genesis_hf.checkpoint import complete_checkpoints, load_model, verify_checkpoint
 from genesis_hf.config import PretrainRecipe, build
 from genesis_hf.errors import UserError
+from genesis_hf.export import resolve_model
 from genesis_hf.metrics import read_metrics
 from genesis_hf.optim import learning_rate
 from genesis_hf.pretrain import pretrain
@@ -134,17 +136,17 @@ def test_sigterm_saves_and_the_next_run_goes_on(values, tmp_path):
     train(values, output_dir=whole)
     recipe = write_recipe({**values, "output_dir": parts, "save_steps": 1000}, tmp_path / "recipe.yaml")
     program = (
-        # The signal arrives while step 4 is being recorded.
-        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.metrics as m\n"
-        "write = m.MetricsWriter.write\n"
-        "def hooked(self, record):\n"
-        "    write(self, record)\n"
-        "    if record['step'] == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
-        "m.MetricsWriter.write = hooked\n"
+        # The signal arrives while step 4 computes.
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.pretrain as p\n"
+        "rate = p.set_learning_rate\n"
+        "def hooked(optimizers, step, recipe):\n"
+        "    if step == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return rate(optimizers, step, recipe)\n"
+        "p.set_learning_rate = hooked\n"
         "import runpy; runpy.run_path('scripts/pretrain.py', run_name='__main__')\n"
     )
     result = run_script("-c", program, "--config", recipe)
-    assert "stopped at step 5 of 12" in result.stdout
+    assert "stopped at step 4 of 12" in result.stdout
     train(values, output_dir=parts)
     assert_same_run(whole, parts)
 
@@ -265,3 +267,11 @@ def test_learning_rate_is_a_pure_function(values):
     recipe.lr_scheduler_type, recipe.decay_steps = "warmup_stable_decay", 20
     assert learning_rate(80, recipe) == pytest.approx(3e-3)
     assert learning_rate(90, recipe) == pytest.approx((3e-3 + 3e-4) / 2)
+
+
+def test_a_run_directory_serves_as_a_model(values):
+    folder = train(values)
+    exported = resolve_model(values["output_dir"])
+    ids = torch.arange(3, 40)[None]
+    again = LlamaForCausalLM.from_pretrained(exported)
+    torch.testing.assert_close(again(ids).logits, load_model(folder)(ids).logits, rtol=0, atol=1e-5)
