@@ -281,6 +281,8 @@ def resolve_model(name: str) -> Path:
         folder = checkpoint.parent.parent / "exports" / f"{checkpoint.name}-float32"
         export_checkpoint(checkpoint, folder)
         return folder
+    if name.count("/") != 1 or name.startswith((".", "~", "/")):
+        raise UserError(f"model {name}: no such folder, and not the form of a Hub id (owner/name)")
     try:
         return Path(snapshot_download(name, allow_patterns=list(MODEL_FILES)))
     except (OSError, HFValidationError) as error:

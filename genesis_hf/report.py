@@ -180,8 +180,8 @@ def findings(material: Material) -> list[str]:
     for row in comparison(material.evaluations)["rows"]:
         if row.get("chance") and row["stderr"]:
             above = (row["value"] - row["chance"]) / row["stderr"]
-            if above >= MARGIN:
-                said.append(f"{row['task']} {row['metric']}, {row['model']}: {row['against_chance']}.")
+            if above >= MARGIN and row["model"] == name:
+                said.append(f"{row['task']} {row['metric']}, {name}: {row['against_chance']}.")
     return said
 
 
@@ -229,16 +229,12 @@ def fertility_rows(material: Material) -> Rows:
 
 
 def sample_pairs(material: Material, count: int = 4) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(question, [(model, answer), …]) of prompts that all sampled models answered, the most telling first.
-
-    Telling: the models' answers differ most in length. Which prompts are shown depends on nothing random.
-    """
+    """(question, [(model, answer), …]) of prompts that all sampled models answered: evenly spread, none hand-picked."""
     if not material.samples:
         return []
     answers = [{json.dumps(a["prompt"]): a for a in sample.answers} for sample in material.samples]
     shared = [key for key in answers[0] if all(key in other for other in answers)]
-    shared.sort(key=lambda key: -abs(len(answers[0][key]["answer"]) - len(answers[-1][key]["answer"])))
-    chosen = shared[: count // 2] + shared[len(shared) // 2 :][: count - count // 2]
+    chosen = shared[:: max(1, len(shared) // count)][:count]
     names = [sample.name for sample in material.samples]
     return [
         (json.loads(key)[-1]["content"], [(n, a[key]["answer"]) for n, a in zip(names, answers, strict=True)])
@@ -285,10 +281,9 @@ def parity_words(material: Material) -> str:
     figures = material.parity.get("formats_compared", {}).get("llama")
     if not figures:
         return ""
-    return (
-        f"The exported folder, read back in a fresh process, gives the live model's logits within "
-        f"{figures['max_logit_difference']:.2g} and its loss of {figures['loss_live']:.4f} nats a token."
-    )
+    difference = figures["max_logit_difference"]
+    within = f"within {difference:.2g}" if difference else "to the last bit"
+    return f"The exported folder, read back in a fresh process, gives the live model's logits {within}."
 
 
 def as_markdown(material: Material) -> str:
@@ -367,7 +362,7 @@ def draw_run(run: Run) -> str:
     axes = figure.subplots(1, 2 + bool(held_out))
     steps = [record["step"] for record in logged]
     axes[0].plot(steps, [record["loss"] for record in logged], linewidth=1)
-    axes[0].set_title(f"{run.folder.name}: loss, nats per token")
+    axes[0].set_title(f"{run.folder.name}: loss")
     with_rate = [record for record in logged if "learning_rate" in record]
     axes[1].plot([r["step"] for r in with_rate], [r["learning_rate"] for r in with_rate], linewidth=1)
     axes[1].set_title("learning rate")

@@ -18,6 +18,7 @@ from genesis_hf.config import ExportRecipe, parse_recipe
 from genesis_hf.errors import UserError
 from genesis_hf.export import check_tokenizer_fits, export_checkpoint
 from genesis_hf.parity import TOLERANCE, differences, disagreements, make_questions, probe
+from genesis_hf.tokenizer import load_tokenizer
 
 TEXTS = ["The river walks under the old stone.", "def f(x):\n    return x", "naïve 👩‍👧 \t\r\n", ""]
 
@@ -30,7 +31,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = random_model(tied=True)
     state = {"step": 7, "tokens_seen": 448, "loss": 5.5, "data": {"position": [1, 2]}}
     save_checkpoint(
-        checkpoint_folder(folder, 7), model, [torch.optim.AdamW(model.parameters())], state, "", folder / "tokenizer"
+        checkpoint_folder(folder, 7),
+        model,
+        [torch.optim.AdamW(model.parameters())],
+        state,
+        "",
+        load_tokenizer(folder / "tokenizer"),
     )
     return folder
 
@@ -102,7 +108,9 @@ def test_bfloat16_untied_and_replacing(tmp_path: Path) -> None:
     byte_tokenizer(tmp_path / "tokenizer")
     model = random_model(tied=False)
     folder = checkpoint_folder(tmp_path, 1)
-    save_checkpoint(folder, model, [torch.optim.AdamW(model.parameters())], {"step": 1}, "", tmp_path / "tokenizer")
+    save_checkpoint(
+        folder, model, [torch.optim.AdamW(model.parameters())], {"step": 1}, "", load_tokenizer(tmp_path / "tokenizer")
+    )
     output_dir = tmp_path / "out"
     report = export_checkpoint(folder, output_dir, dtype="bfloat16", held_out=TEXTS)
     assert report["formats_compared"]["llama"]["max_logit_difference"] <= TOLERANCE
