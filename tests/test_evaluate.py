@@ -233,8 +233,10 @@ def test_models_are_found(model: Path, tmp_path: Path) -> None:
     assert resolve_model(str(model)) == model
     with pytest.raises(UserError, match="holds no complete checkpoint"):
         resolve_model(str(tmp_path))
-    with pytest.raises(UserError, match="neither a folder nor a model of the Hub"):
+    with pytest.raises(UserError, match="no such folder"):
         resolve_model("no/such/model")
+    with pytest.raises(UserError, match="neither a folder nor a model of the Hub"):
+        resolve_model("nobody/nothing")
 
 
 def test_recipe_takes_models_and_tasks_in_a_row() -> None:
