@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from genesis_hf.config import Source
+from genesis_hf.config import PretrainRecipe, Source
 from genesis_hf.data.packing import Row
 from genesis_hf.data.readers import read_documents
 from genesis_hf.data.stream import rows_to_batch
@@ -44,6 +44,11 @@ class HeldOut:
         for name, found in self.rows.items():
             if not found:
                 raise UserError(f"eval_sources: {name!r} holds less than one row of {sequence_length} tokens")
+
+    def due(self, step: int, recipe: PretrainRecipe) -> bool:
+        """Whether to evaluate after this step: every `eval_steps`, and at the end."""
+        ends = step == recipe.max_steps
+        return bool(self.rows) and (ends or (recipe.eval_steps is not None and step % recipe.eval_steps == 0))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, dict[str, float]]:

@@ -1,6 +1,7 @@
 """Pretraining: one loop, read top to bottom."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,6 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         dynamic_ncols=True,
     )
     model.train()
-    saved_step, evaluated_step = state["step"], None
     window_time, window_step, waited = time.perf_counter(), state["step"], 0.0
     with StopSignal() as stop:
         while state["step"] < last_step:
@@ -133,15 +133,19 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             state.update(step=step, tokens_seen=state["tokens_seen"] + tokens_per_step, stream=stream_state)
             progress.update()
 
-            # once in a while: numbers
             leaving = stop.agreed()
-            if step % recipe.logging_steps == 0 or step == last_step:
+            saving = step % recipe.save_steps == 0 or step == last_step or leaving
+            evaluating = held_out.due(step, recipe)
+
+            # once in a while: numbers, and held-out text; before every save, for no checkpoint may hold a broken model
+            if step % recipe.logging_steps == 0 or saving or evaluating:
                 loss, grad_norm = read_numbers(accelerator, loss, grad_norm)
-                if not (abs(loss) < float("inf") and abs(grad_norm) < float("inf")):
+                if not (math.isfinite(loss) and math.isfinite(grad_norm)):
                     raise UserError(
                         f"step {step}: loss {loss}, gradient norm {grad_norm}; the run stops and its checkpoints stay. "
                         "Lower learning_rate or look at the data of this step"
                     )
+                state["loss"] = loss
                 elapsed = time.perf_counter() - window_time
                 speed = (step - window_step) * tokens_per_step / elapsed
                 record = {
@@ -157,27 +161,19 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                     "mixture": shares(stream_state["tokens"]),
                     "epochs": {name: s["epoch"] for name, s in stream_state["begin"]["sources"].items()},
                 }
-                state["loss"] = loss
+                progress.set_postfix(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}", lr=f"{rate:.1e}")
+                if evaluating:
+                    record["held_out"] = state["held_out"] = held_out.evaluate(model)
+                    bits = ", ".join(f"{name} {r['bits_per_byte']:.3f}" for name, r in state["held_out"].items())
+                    if accelerator.is_main_process:
+                        progress.write(f"step {step:,}: held-out bits per byte {bits}")
                 metrics.write(record)
                 accelerator.log(flat(record), step=step)
-                progress.set_postfix(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}", lr=f"{rate:.1e}")
                 window_time, window_step, waited = time.perf_counter(), step, 0.0
 
-            # once in a while: held-out text
-            if held_out.rows and (step == recipe.max_steps or (recipe.eval_steps and step % recipe.eval_steps == 0)):
-                state["held_out"] = held_out.evaluate(model)
-                record = {"step": step, "tokens_seen": state["tokens_seen"], "held_out": state["held_out"]}
-                metrics.write(record)
-                accelerator.log(flat(record), step=step)
-                if evaluated_step is None or accelerator.is_main_process:
-                    text = ", ".join(f"{n} {r['bits_per_byte']:.3f}" for n, r in state["held_out"].items())
-                    progress.write(f"step {step:,}: held-out bits per byte {text}")
-                evaluated_step = step
-
             # once in a while: a checkpoint
-            if step % recipe.save_steps == 0 or step == last_step or leaving:
+            if saving:
                 save()
-                saved_step = step
             if leaving:
                 break
     progress.close()
@@ -190,7 +186,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         accelerator.print(f"finished: {state['tokens_seen']:,} tokens; {folder}")
     else:
         accelerator.print(
-            f"stopped at step {saved_step:,} of {recipe.max_steps:,}; the same command goes on from {folder}"
+            f"stopped at step {state['step']:,} of {recipe.max_steps:,}; the same command goes on from {folder}"
         )
     return folder
 

@@ -110,6 +110,20 @@ def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, t
     assert held_out[0][-1]["heldout"]["loss"] == pytest.approx(held_out[1][-1]["heldout"]["loss"], rel=tolerance)
 
 
+def test_fsdp2_in_bfloat16_with_activation_checkpointing(values, tmp_path):
+    """What the 1B recipes run on two GPUs: bf16 compute, fp32 master weights (asserted by the run), recomputation."""
+    exact, rough = str(tmp_path / "exact"), str(tmp_path / "rough")
+    train(values, output_dir=exact, num_processes=2, max_steps=6)
+    changes = {"output_dir": rough, "num_processes": 2, "max_steps": 6, "bf16": True, "gradient_checkpointing": True}
+    recipe = write_recipe({**values, **changes}, tmp_path / "recipe.yaml")
+    result = launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe)
+    assert "bfloat16 over float32 weights" in result.stdout
+    for step, (loss, norm) in losses(exact).items():
+        assert losses(rough)[step][0] == pytest.approx(loss, rel=5e-3)
+        assert losses(rough)[step][1] == pytest.approx(norm, rel=5e-2)
+    assert {tensor.dtype for tensor in weights(rough).values()} == {torch.float32}
+
+
 def test_a_run_of_two_processes_goes_on_with_one(values, tmp_path):
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     train(values, output_dir=whole, num_processes=2)
@@ -254,7 +268,7 @@ def test_another_model_batch_or_data_is_refused_on_resume(values, corpus):
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(values):
     train(values, stop_at_step=4)
     with pytest.raises(UserError, match="step 6: loss"):
-        train(values, learning_rate=1e30, save_steps=100)
+        train(values, learning_rate=1e30, save_steps=6, logging_steps=100)
     assert [c.name for c in complete_checkpoints(values["output_dir"])] == ["step_000000004"]
 
 

@@ -135,6 +135,8 @@ class HubReader:
     def read_block(self, position: Position, count: int) -> tuple[list[str], Position | None]:
         """Up to `count` documents from `position`, and the position after them; None after the last document."""
         if self._rows is None or position != self._expected:
+            # A dataset remembers how far it was read, so going elsewhere begins with a new one.
+            self.__dict__.pop("_dataset", None)
             if position:
                 self._dataset.load_state_dict(json.loads(json.dumps(position)))
             self._rows = iter(self._dataset)
@@ -143,10 +145,8 @@ class HubReader:
             row = next(self._rows, None)
             if row is None:
                 self._rows = None
-                # A fresh epoch starts from a dataset that remembers nothing.
-                self.__dict__.pop("_dataset", None)
                 return documents, None
-            text = text_of(row, self.source.text_column, f"{self.source.dataset}, row {len(documents)}")
+            text = text_of(row, self.source.text_column, f"dataset {self.source.dataset}")
             if text:
                 documents.append(text)
                 characters += len(text)
