@@ -97,7 +97,13 @@ def run_command(stage: Stage) -> dict[str, float]:
     # Open files pass to the command, `only_one`'s lock among them: should this process be killed, the command still
     # holds the lock while it runs.
     process = subprocess.Popen(stage.command, close_fds=False)
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: process.send_signal(number))
+    asked: list[int] = []
+
+    def pass_on(number: int, frame: object) -> None:
+        asked.append(number)
+        process.send_signal(number)
+
+    previous = signal.signal(signal.SIGTERM, pass_on)
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
@@ -107,7 +113,7 @@ def run_command(stage: Stage) -> dict[str, float]:
     finally:
         signal.signal(signal.SIGTERM, previous)
     code = os.waitstatus_to_exitcode(status)
-    if code in (130, -signal.SIGINT):
+    if asked or code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
     if code:
         raise UserError(

@@ -135,11 +135,13 @@ def test_a_run_of_two_processes_goes_on_with_one(values, tmp_path):
 
 
 def test_accumulation_and_micro_batches_give_the_gradients_of_one_large_batch(values, tmp_path):
-    runs = [str(tmp_path / name) for name in "abc"]
-    for folder, (size, steps) in zip(runs, [(1, 8), (8, 1), (2, 4)], strict=True):
-        train(
-            values, output_dir=folder, per_device_train_batch_size=size, gradient_accumulation_steps=steps, max_steps=4
-        )
+    runs = [str(tmp_path / name) for name in "abcd"]
+    values["max_steps"] = 4
+    for folder, (size, steps, recompute) in zip(
+        runs, [(1, 8, False), (8, 1, False), (2, 4, False), (2, 4, True)], strict=True
+    ):
+        changes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": steps}
+        train(values, output_dir=folder, gradient_checkpointing=recompute, **changes)
     for step in range(1, 5):
         for folder in runs[1:]:
             assert losses(folder)[step] == pytest.approx(losses(runs[0])[step], rel=1e-5)

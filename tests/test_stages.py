@@ -57,12 +57,15 @@ def test_other_inputs_are_refused(tmp_path):
     assert ran(tmp_path) == ["one", "two"]
 
 
-def test_ctrl_c_lets_the_command_end_and_records_nothing(tmp_path):
-    # The command stands for a training that saves on SIGINT and leaves with 0.
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_lets_the_command_end_and_records_nothing(tmp_path, name):
+    # The command stands for a training that saves on a signal and leaves with 0. A terminal's Ctrl-C reaches both
+    # processes, SIGTERM only the one it is sent to.
+    both = "os.kill(os.getpid(), signal.SIGINT)" if name == "SIGINT" else "pass"
     command = (
         "import os, signal, time\n"
-        "signal.signal(signal.SIGINT, lambda *_: (open('saved', 'w').close(), os._exit(0)))\n"
-        "os.kill(os.getppid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGINT); signal.pause()"
+        f"signal.signal(signal.{name}, lambda *_: (open('saved', 'w').close(), os._exit(0)))\n"
+        f"os.kill(os.getppid(), signal.{name}); {both}; signal.pause()"
     )
     program = (
         "import sys; from genesis_hf.stages import *; from genesis_hf.errors import report_user_errors\n"
