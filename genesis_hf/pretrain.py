@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerFast
@@ -245,7 +245,7 @@ def make_model(
     if recipe.attn_implementation:
         config._attn_implementation = recipe.attn_implementation
     model = GenesisForCausalLM(config)
-    if recipe.gradient_checkpointing and accelerator.state.fsdp_plugin is None:
+    if recipe.gradient_checkpointing and accelerator.distributed_type != DistributedType.FSDP:  # FSDP does its own
         model.gradient_checkpointing_enable({"use_reentrant": False})
     if recipe.torch_compile:
         for layer in model.model.layers:
