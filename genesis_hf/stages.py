@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,9 @@ def run_command(stage: Stage) -> dict[str, float]:
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the command as well; it saves what it has.
-        os.wait4(process.pid, 0)
+        # The terminal has sent Ctrl-C to the command as well; it saves what it has, or has ended already.
+        with suppress(ChildProcessError):
+            os.wait4(process.pid, 0)
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
