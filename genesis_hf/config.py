@@ -35,22 +35,49 @@ def setting(default: Any = dataclasses.MISSING, help: str = "") -> Any:
 
 @dataclass
 class Source:
-    """Where documents come from: local files (`paths`) or a Hub dataset (`dataset`)."""
+    """Where documents come from: local files (`paths`), a Hub dataset (`dataset`) or token shards (`prepared`)."""
 
     name: str = setting(help="what the source is called in metrics and reports")
     weight: float = setting(1.0, "share of the tokens, relative to the other sources")
     paths: list[str] | None = setting(None, "globs: .jsonl .parquet .arrow .txt .md, .gz and .zst of text")
     dataset: str | None = setting(None, "Hub dataset, streamed")
+    prepared: str | None = setting(None, "a source's folder of token shards, made by scripts/prepare_data.py")
     config: str | None = setting(None, "configuration of the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")
     revision: str | None = setting(None, "revision of the Hub dataset")
     text_column: str = setting("text", "column or JSON key that holds the text")
+    text_template: str | None = setting(
+        None, "instead of text_column: text with {columns} in it; a list of messages becomes a paragraph a turn"
+    )
+    filters: dict[str, Any] = setting(
+        {}, "by column: a value, a list of values, or {min: …, max: …}; documents that don't fit are left out"
+    )
+    max_documents: int | None = setting(None, "documents of an epoch; null: all")
+    max_tokens: int | None = setting(None, "tokens of an epoch, to the end of the document that reaches it; null: all")
+    max_epochs: int | None = setting(None, "passes until the source is dry; null: the recipe's max_epochs")
 
     def __post_init__(self) -> None:
-        if (self.paths is None) == (self.dataset is None):
-            raise UserError(f"source {self.name!r} needs exactly one of `paths` and `dataset`")
-        if self.weight <= 0:
+        if sum(value is not None for value in (self.paths, self.dataset, self.prepared)) != 1:
+            raise UserError(f"source {self.name!r} needs exactly one of `paths`, `dataset` and `prepared`")
+        if not (self.weight > 0 and self.weight < float("inf")):
             raise UserError(f"source {self.name!r}: weight must be above 0, not {self.weight}")
+        for key in ("max_documents", "max_tokens", "max_epochs"):
+            if getattr(self, key) is not None and getattr(self, key) <= 0:
+                raise UserError(f"source {self.name!r}: {key} must be above 0, not {getattr(self, key)}")
+        if self.prepared is not None and (self.filters or self.text_template):
+            raise UserError(
+                f"source {self.name!r}: filters and text_template are for scripts/prepare_data.py; its token shards "
+                "hold what they let through"
+            )
+
+
+@dataclass
+class DataChange:
+    """New weights or a new seed from a step on: a branch says so, and stays exact."""
+
+    step: int = setting(help="optimizer steps before it; holds from the first row block that begins at or after it")
+    seed: int | None = setting(None, "seed of the permutations that begin from there on")
+    weights: dict[str, float] | None = setting(None, "weight by source, all of them")
 
 
 @dataclass
@@ -104,10 +131,29 @@ class PretrainRecipe:
     sources: list[Source] = setting(help="what to train on")
     max_steps: int = setting(help="optimizer steps of the whole schedule")
     sequence_length: int = setting(2048, "tokens in a row")
-    eval_sources: list[Source] = setting([], "held-out text for bits per byte in the loop")
-    reset_positions: bool = setting(True, "documents attend only to themselves, their first label is masked")
-    shuffle_block: int = setting(1024, "documents permuted together; 0 keeps the files' order")
+    eval_sources: list[Source] = setting([], "held-out text for bits per byte in the loop; never trained on")
+    held_out_share: float = setting(0.0, "share of each source's documents held out, by their hash")
+    exclude_documents: list[str] = setting([], "files of document hashes to leave out (scripts/decontaminate.py)")
+    packing: Literal["concatenate", "best_fit"] = setting(
+        "concatenate", "concatenate: each token once, no padding; best_fit: whole documents where they fit, padded"
+    )
+    reset_positions: bool = setting(True, "positions restart at each document, which attends only to itself")
+    mask_boundaries: bool = setting(True, "the first token of a document is no label")
+    shuffle_block: int = setting(
+        1024, "documents permuted together (prepared tokens: the whole index); 0 keeps the files' order"
+    )
     shuffle_rows: int = setting(1024, "rows permuted together, after packing; 0 keeps the documents' order")
+    when_dry: Literal["repeat", "stop", "reweight"] = setting(
+        "repeat", "a source at its end: repeat it up to max_epochs, stop the run, or go on with the others"
+    )
+    max_epochs: int | None = setting(
+        None, "passes over a source until it is dry; null: 1, and no limit with when_dry: repeat"
+    )
+    max_bad_records: int = setting(100, "unreadable records skipped, each one reported, before the run stops")
+    data_changes: list[DataChange] = setting([], "new weights or a new seed from a step on")
+    accept_data_change: bool = setting(False, "resume although sources, weights or seed are other than recorded")
+    dataloader_num_workers: int = setting(1, "threads that read and tokenise ahead; 0: none")
+    dataloader_prefetch_factor: int = setting(2, "steps made ahead where there are workers")
     per_device_train_batch_size: int = setting(8, "rows in a micro-batch on one device")
     gradient_accumulation_steps: int = setting(1, "micro-batches in an optimizer step")
     num_processes: int | None = setting(
@@ -151,6 +197,21 @@ class PretrainRecipe:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise UserError(f"`sources` holds a name twice: {', '.join(names)}")
+        for name in ("shuffle_block", "shuffle_rows", "max_bad_records", "dataloader_num_workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
+        check_positive(self, "dataloader_prefetch_factor")
+        if self.max_epochs is not None:
+            check_positive(self, "max_epochs")
+        if not 0 <= self.held_out_share < 1:
+            raise UserError(f"held_out_share must lie between 0 and 1, not {self.held_out_share}")
+        for change in self.data_changes:
+            weights = change.weights
+            if weights is not None and (set(weights) != set(names) or not all(w > 0 for w in weights.values())):
+                raise UserError(
+                    f"data_changes, step {change.step}: weights must name each source with a number above 0 "
+                    f"({', '.join(names)})"
+                )
         if not 0 <= self.warmup_steps <= self.max_steps:
             raise UserError(f"warmup_steps ({self.warmup_steps}) must lie between 0 and max_steps")
 
