@@ -217,6 +217,25 @@ class PretrainRecipe:
 
 
 @dataclass
+class InspectDataRecipe:
+    """`scripts/inspect_data.py`, beside the pretraining recipe whose rows it shows."""
+
+    num_rows: int = setting(4, "rows to show")
+    start: int = setting(0, "the first row that may be shown, counted over the whole run")
+    rank: int = setting(0, "show the rows of this process …")
+    world_size: int = setting(1, "… out of so many")
+    format: Literal["text", "jsonl"] = setting("text", "text to read, or one object a row")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "num_rows")
+        check_positive(self, "world_size")
+        if self.start < 0:
+            raise UserError(f"start must be at least 0, not {self.start}")
+        if not 0 <= self.rank < self.world_size:
+            raise UserError(f"rank must lie between 0 and world_size - 1 ({self.world_size - 1}), not {self.rank}")
+
+
+@dataclass
 class ExportRecipe:
     """`scripts/export.py`"""
 

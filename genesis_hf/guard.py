@@ -23,11 +23,15 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop; every process calls it at the same step and gets the same answer."""
+    def agreed(self, out_of_data: bool = False) -> bool:
+        """Whether any process was asked to stop or has no next batch.
+
+        Every process calls it at the same step and gets the same answer.
+        """
+        leaving = out_of_data or self.received is not None
         if self._group is None:
-            return self.received is not None
-        asked = torch.tensor(float(self.received is not None))
+            return leaving
+        asked = torch.tensor(float(leaving))
         dist.all_reduce(asked, group=self._group)
         return bool(asked)
 

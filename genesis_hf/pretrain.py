@@ -24,11 +24,13 @@ from genesis_hf.checkpoint import (
     verify_checkpoint,
 )
 from genesis_hf.config import PretrainRecipe, recipe_dict, recipe_yaml, write_text
-from genesis_hf.data.stream import PackedStream, Prefetcher, StepBatch
+from genesis_hf.data.bad_records import BadRecordLog
+from genesis_hf.data.prefetch import Prefetcher
+from genesis_hf.data.stream import PackedStream, StepBatch
 from genesis_hf.distributed import make_accelerator, use_bf16
 from genesis_hf.errors import UserError
 from genesis_hf.guard import StopSignal
-from genesis_hf.heldout import HeldOut
+from genesis_hf.heldout import HeldOut, hashed_out_sources
 from genesis_hf.metrics import MetricsWriter, flops_per_token, memory_gib, peak_flops
 from genesis_hf.modeling import GenesisConfig, GenesisForCausalLM, model_config, parameter_count
 from genesis_hf.optim import learning_rate, make_optimizers, set_learning_rate
@@ -61,28 +63,31 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     # -------------------------------------------------------------------------- model, optimizer, resume
     model, optimizers = make_model(config, recipe, accelerator)
     parameters = parameter_count(config)
-    state: dict[str, Any] = {"step": 0, "tokens_seen": 0, "stream": None, "rows_per_step": rows_per_step}
+    state: dict[str, Any] = {
+        "step": 0,
+        "tokens_seen": 0,
+        "rows_per_step": rows_per_step,
+        "stream": None,
+        "repeated_since": {},  # by source, the step with the first document that came a second time
+    }
     if folder is not None:
         state = restore_checkpoint(folder, model, optimizers)
         refuse_other_batch(state, rows_per_step)
         accelerator.print(f"resumed from {folder} (step {state['step']:,}, {state['tokens_seen']:,} tokens)")
 
     # ---------------------------------------------------------------------------------------------- data
-    stream = PackedStream(
-        recipe.sources,
+    stream = PackedStream.from_recipe(
+        recipe,
         tokenizer,
-        recipe.sequence_length,
         rows_per_step,
-        seed=recipe.seed,
-        shuffle_block=recipe.shuffle_block,
-        shuffle_rows=recipe.shuffle_rows,
-        reset_positions=recipe.reset_positions,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         state=state["stream"],
     )
+    for difference in stream.accepted:
+        accelerator.print(f"accepted: {difference}")
     held_out = HeldOut(
-        recipe.eval_sources,
+        recipe.eval_sources + hashed_out_sources(recipe, tokenizer, accelerator),
         tokenizer,
         recipe.sequence_length,
         recipe.eval_rows,
@@ -96,6 +101,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         write_text(output / "recipe.yaml", recipe_yaml(recipe))
         config.save_pretrained(output)
     metrics = MetricsWriter(output, accelerator.is_main_process, state["step"])
+    bad_records = BadRecordLog(output, accelerator.is_main_process)
     if recipe.report_to:
         accelerator.init_trackers("genesis_hf", config=flat(recipe_dict(recipe)))
     accelerator.print(describe(recipe, config, parameters, accelerator.num_processes))
@@ -110,7 +116,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
 
     # -------------------------------------------------------------------------------------------- train
     last_step = min(recipe.max_steps, recipe.stop_at_step or recipe.max_steps)
-    batches = Prefetcher(stream)
+    batches = Prefetcher(stream, recipe.dataloader_prefetch_factor if recipe.dataloader_num_workers else 0)
     progress = tqdm(
         total=recipe.max_steps,
         initial=state["step"],
@@ -120,20 +126,33 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         mininterval=1.0,
         dynamic_ncols=True,
     )
+
+    def say(line: str) -> None:
+        if accelerator.is_main_process:
+            progress.write(line)
+
     model.train()
     window_time, window_step, waited = time.perf_counter(), state["step"], 0.0
+    item = batches.take()
     with StopSignal() as stop:
-        while state["step"] < last_step:
-            asked = time.perf_counter()
-            batch, stream_state = next(batches)
-            waited += time.perf_counter() - asked
+        while state["step"] < last_step and item is not None:
+            batch, stream_state = item
             step = state["step"] + 1
             rate = set_learning_rate(optimizers, step, recipe)
             loss, grad_norm = train_step(model, optimizers, batch, recipe, accelerator)
-            state.update(step=step, tokens_seen=state["tokens_seen"] + tokens_per_step, stream=stream_state)
+            for name in newly_repeated(state["stream"], stream_state):
+                state["repeated_since"][name] = step
+                say(f"step {step:,}: source {name} repeats; documents of it come a second time from here on")
+            state.update(step=step, tokens_seen=sum(stream_state["tokens"].values()), stream=stream_state)
             progress.update()
 
-            leaving = stop.agreed()
+            asked = time.perf_counter()
+            item = batches.take() if step < last_step else None
+            waited += time.perf_counter() - asked
+            for line in bad_records.write(stream.bad_records):
+                say(line)
+
+            leaving = stop.agreed(item is None)
             saving = step % recipe.save_steps == 0 or step == last_step or leaving
             evaluating = held_out.due(step, recipe)
 
@@ -159,14 +178,14 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                     "memory_gib": round(memory_gib(), 3),
                     "data_wait_share": round(waited / elapsed, 4),
                     "mixture": shares(stream_state["tokens"]),
-                    "epochs": {name: s["epoch"] for name, s in stream_state["begin"]["sources"].items()},
+                    "repeated_since": state["repeated_since"],
+                    "records": stream_state["records"],
                 }
                 progress.set_postfix(loss=f"{loss:.3f}", tok_s=f"{speed:,.0f}", lr=f"{rate:.1e}")
                 if evaluating:
                     record["held_out"] = state["held_out"] = held_out.evaluate(model)
                     bits = ", ".join(f"{name} {r['bits_per_byte']:.3f}" for name, r in state["held_out"].items())
-                    if accelerator.is_main_process:
-                        progress.write(f"step {step:,}: held-out bits per byte {bits}")
+                    say(f"step {step:,}: held-out bits per byte {bits}")
                 metrics.write(record)
                 accelerator.log(flat(record), step=step)
                 window_time, window_step, waited = time.perf_counter(), step, 0.0
@@ -178,16 +197,27 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                 break
     progress.close()
     batches.close()
+    stream.close()
+    if batches.error is not None:
+        raise UserError(
+            f"{batches.error}. The run stopped after step {state['step']:,}; {folder or 'nothing was to be saved'}"
+        )
     if recipe.report_to:
         accelerator.end_training()
 
     # ---------------------------------------------------------------------------------------------- end
     if state["step"] >= recipe.max_steps:
         accelerator.print(f"finished: {state['tokens_seen']:,} tokens; {folder}")
+    elif item is None and stop.received is None and state["step"] < last_step:
+        accelerator.print(
+            f"the data has run dry after step {state['step']:,} of {recipe.max_steps:,} (when_dry: {recipe.when_dry}); "
+            f"{folder}"
+        )
     else:
         accelerator.print(
             f"stopped at step {state['step']:,} of {recipe.max_steps:,}; the same command goes on from {folder}"
         )
+    accelerator.print(passes(state["stream"]))
     return folder
 
 
@@ -381,6 +411,18 @@ def shares(tokens: dict[str, int]) -> dict[str, float]:
     """Realised share of each source in the tokens so far."""
     total = max(1, sum(tokens.values()))
     return {name: round(count / total, 5) for name, count in tokens.items()}
+
+
+def newly_repeated(before: dict[str, Any] | None, now: dict[str, Any]) -> list[str]:
+    """Sources whose second pass began between two states of the stream."""
+    earlier = before["epochs"] if before else {}
+    return [name for name, epoch in now["epochs"].items() if epoch > 0 and earlier.get(name, 0) == 0]
+
+
+def passes(stream_state: dict[str, Any]) -> str:
+    """Whether anything was trained on twice, by the stream's own account."""
+    again = [f"{name} in pass {epoch + 1}" for name, epoch in stream_state["epochs"].items() if epoch]
+    return f"repeated sources: {', '.join(again)}" if again else "no document of any source came twice"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -58,7 +58,7 @@ def test_the_resolved_recipe_reads_back_as_itself(recipe_file, tmp_path):
         (["--bf16", "perhaps"], "bf16 must be true or false"),
         (["--lr_scheduler_type", "cosin"], "must be one of cosine"),
         (["--sources", "[]"], "`sources` is empty"),
-        (["--sources", "[{name: a}]"], "exactly one of `paths` and `dataset`"),
+        (["--sources", "[{name: a}]"], "exactly one of `paths`, `dataset` and `prepared`"),
         (["--sources", "[{name: a, paths: [x], wieght: 2}]"], "did you mean `weight`"),
         (["--sources", "[{name: a, paths: [x]}, {name: a, paths: [y]}]"], "holds a name twice"),
         (["--warmup_steps", "5000"], "warmup_steps"),

@@ -100,7 +100,7 @@ def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, t
     assert_same_run(whole, parts)
 
     # Muon orthogonalises in bfloat16, so sums in another order show earlier.
-    tolerance = {"adamw": 1e-5, "muon": 1e-3}[optim]
+    tolerance = {"adamw": 1e-5, "muon": 3e-3}[optim]
     for step, (loss, norm) in losses(one).items():
         assert losses(whole)[step] == pytest.approx((loss, norm), rel=tolerance)
     held_out = [
@@ -259,7 +259,7 @@ def test_another_model_batch_or_data_is_refused_on_resume(values, corpus):
         train(values, model={**TINY_MODEL, "num_hidden_layers": 3})
     with pytest.raises(UserError, match="4 rows a step and this launch has 8"):
         train(values, gradient_accumulation_steps=4)
-    with pytest.raises(UserError, match="sources code differ"):
+    with pytest.raises(UserError, match="source code is gone"):
         train(values, sources=[{"name": "prose", "paths": [str(corpus / "prose.jsonl")]}])
     with pytest.raises(UserError, match="holds a run already"):
         train(values, resume_from_checkpoint="none")

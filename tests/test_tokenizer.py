@@ -13,9 +13,10 @@ import sentencepiece
 from conftest import ROOT, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+import genesis_hf.tokenizer
 from genesis_hf import tokenizer_training
 from genesis_hf.config import Source, TokenizerRecipe
 from genesis_hf.data.readers import read_documents
@@ -490,3 +491,23 @@ def test_a_source_without_text_is_named(text_files: Path, tmp_path: Path):
     void = Source("void", paths=[str(tmp_path / "empty.txt")])
     with pytest.raises(UserError, match="source 'void' holds no text"):
         build_tokenizer(recipe(text_files, tmp_path / "t", sources=[void]))
+
+
+def test_a_long_text_is_encoded_in_parts_with_the_same_ids(corpus, tokenizer, monkeypatch):
+    text = "\n".join(json.loads(line)["text"] for line in (corpus / "prose.jsonl").read_text().splitlines())
+    whole = encode_documents(tokenizer, [text, "short one"])
+    calls = []
+    monkeypatch.setattr(genesis_hf.tokenizer, "LONG_TEXT", 100)
+    cut = genesis_hf.tokenizer.cut_at_spaces
+    monkeypatch.setattr(genesis_hf.tokenizer, "cut_at_spaces", lambda text: calls.append(text) or cut(text))
+    assert encode_documents(tokenizer, [text, "short one"]) == whole
+    assert len(list(cut(text))) > 20
+    assert calls == [text, "short one"]
+
+
+def test_a_text_stays_whole_where_parts_would_get_other_ids():
+    """A tokenizer with a piece of a word's last letter and the space after it."""
+    letters = {" ": 0, **{chr(97 + i): i + 1 for i in range(26)}, "e ": 27}
+    assert not genesis_hf.tokenizer.splits_at_spaces(Tokenizer(models.BPE(letters, [("e", " ")])))
+    del letters["e "]
+    assert genesis_hf.tokenizer.splits_at_spaces(Tokenizer(models.BPE(letters, [])))

@@ -1,111 +1,171 @@
-"""Token documents of one source, and of several mixed by their shares of tokens."""
+"""Rows of several sources, mixed by their shares of tokens and permuted in blocks."""
 
 import copy
-import hashlib
-import json
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
+from genesis_hf.data.order import block_permutation
+from genesis_hf.data.packing import PreparedRows, Row, TextRows
 
-from genesis_hf.config import Source
-from genesis_hf.data.readers import open_source
-from genesis_hf.errors import UserError
-from genesis_hf.tokenizer import encode_documents
-
-ENCODE_DOCUMENTS = 64
-"""Documents tokenised in one call: enough for the tokenizer's threads, little enough to resume quickly."""
+SourceRows = TextRows | PreparedRows
 
 
-class TokenSource:
-    """The documents of one source as token ids, EOS at the end of each, repeated epoch after epoch.
+class Settings(NamedTuple):
+    """What a recipe may change on the way: weight by source, and the seed of what is permuted from here on."""
 
-    `state` says where the next document is; a new instance given that state goes on with the same document.
+    weights: dict[str, float]
+    seed: int
+
+
+class Mixture:
+    """Rows of several sources, such that the tokens taken stay in proportion to the weights.
+
+    The next row always comes from the source that is furthest below its share: no random numbers, and the realised
+    shares are off by less than a row. `use` begins the count anew.
     """
 
     def __init__(
         self,
-        source: Source,
-        tokenizer: PreTrainedTokenizerFast,
-        seed: int,
-        shuffle_block: int,
+        sources: Mapping[str, SourceRows],
+        settings: Settings,
+        *,
+        reweight: bool = False,
         state: dict[str, Any] | None = None,
     ) -> None:
-        self.source = source
-        self.reader = open_source(source)
-        self.tokenizer = tokenizer
-        self.seed = seed
-        self.shuffle_block = shuffle_block
-        beginning = {"epoch": 0, "block": 0, "position": self.reader.start, "document": 0, "tokens": 0}
-        self.state = copy.deepcopy(state) if state else beginning
-        self._texts: list[str] | None = None
-        self._following: dict[str, Any] | None = None
-        self._encoded: dict[int, np.ndarray] = {}
+        """
+        Args:
+            reweight: go on with the others when a source is dry, instead of ending.
+            state: an earlier mixture's, over sources that were given theirs. A source that is gone drops out of it.
+        """
+        self.sources = sources
+        self.reweight = reweight
+        state = copy.deepcopy(state) if state else {"weights": dict(settings.weights), "seed": settings.seed}
+        self.weights: dict[str, float] = {n: w for n, w in state["weights"].items() if n in sources}
+        self.seed: int = state["seed"]
+        self.dry: list[str] = [name for name in state.get("dry", []) if name in sources]
+        taken = state.get("taken", {})
+        self.taken: dict[str, int] = {name: taken.get(name, 0) for name in self.weights}
+        self._share()
 
-    def current(self) -> np.ndarray:
-        """The document that `state` points to: int32 token ids ending with EOS."""
-        if self._texts is None:
-            self._load_block()
-        index = self.state["document"]
-        if index not in self._encoded:
-            texts = self._texts[index : index + ENCODE_DOCUMENTS]
-            ids = encode_documents(self.tokenizer, texts)
-            eos = self.tokenizer.eos_token_id
-            self._encoded = {index + i: np.array([*row, eos], dtype=np.int32) for i, row in enumerate(ids)}
-        return self._encoded[index]
+    def state(self) -> dict[str, Any]:
+        """Weights and seed in use, tokens taken of each source since they are, and the sources that are dry."""
+        return {"weights": dict(self.weights), "seed": self.seed, "taken": dict(self.taken), "dry": list(self.dry)}
 
-    def advance(self) -> None:
-        """Move `state` to the next document; after the last one a new epoch begins."""
-        state = self.state
-        state["document"] += 1
-        if state["document"] < len(self._texts):
+    def use(self, settings: Settings) -> None:
+        """Go on with these weights and this seed; with other weights, tokens taken so far no longer count."""
+        if settings == (self.weights, self.seed):
             return
-        state["document"] = 0
-        if self._following is None:
-            state.update(epoch=state["epoch"] + 1, block=0, position=self.reader.start)
-        else:
-            state.update(block=state["block"] + 1, position=self._following)
-        self._texts = None
-        self._encoded = {}
+        if settings.weights != self.weights:
+            self.weights = dict(settings.weights)
+            self.taken = dict.fromkeys(self.weights, 0)
+        self.seed = settings.seed
+        self._share()
 
-    def _load_block(self) -> None:
-        state = self.state
-        texts, self._following = self.reader.read_block(state["position"], self.shuffle_block or 1024)
-        if not texts and self._following is None and state["block"] > 0:
-            # The files ended exactly at a block's end.
-            state.update(epoch=state["epoch"] + 1, block=0, position=self.reader.start)
-            texts, self._following = self.reader.read_block(state["position"], self.shuffle_block or 1024)
-        if not texts:
-            raise UserError(f"source {self.source.name!r}: its files hold no text")
-        if self.shuffle_block:
-            order = block_permutation(self.seed, self.source.name, state["epoch"], state["block"], len(texts))
-            texts = [texts[i] for i in order]
-        self._texts = texts
+    def _share(self) -> None:
+        ended = self.dry and not self.reweight
+        weights = {name: weight for name, weight in self.weights.items() if name not in self.dry and not ended}
+        total = sum(weights.values())
+        self._shares = {name: weight / total for name, weight in weights.items()}
+        self._total = sum(self.taken.values())
+        for rows in self.sources.values():
+            rows.seed = self.seed
+
+    def take(self) -> Row | None:
+        """The next row; None when a source is dry, with `reweight` when all are."""
+        while self._shares:
+            wanted = self._total + 1
+            name = max(self._shares, key=lambda name: self._shares[name] * wanted - self.taken[name])
+            row = self.sources[name].take()
+            if row is not None:
+                self.taken[name] += row.length
+                self._total += row.length
+                return row
+            self.dry.append(name)
+            self.taken = dict.fromkeys(self.weights, 0)
+            self._share()
+        return None
 
 
-def block_permutation(seed: int, name: str, epoch: int, block: int, size: int) -> np.ndarray:
-    """A permutation that depends on nothing but its arguments (numpy's PCG64, seeded by their sha256)."""
-    digest = hashlib.sha256(json.dumps([seed, name, epoch, block]).encode()).digest()
-    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little"))).permutation(size)
+class ShuffledRows:
+    """A mixture's rows, permuted in blocks.
 
-
-class Mixture:
-    """Documents of several sources, such that the tokens taken stay in proportion to the weights.
-
-    The next document always comes from the source that is furthest below its share of the tokens so far: no
-    random numbers, and the realised shares are off by less than one document of each source.
+    A long document fills many rows; without this, a small step would see little else. The state keeps where sources and
+    mixture stood when the open block began, so going on means making that one block again. New settings take effect
+    where a block begins.
     """
 
-    def __init__(self, sources: list[TokenSource]) -> None:
-        self.sources = sources
-        total = sum(s.source.weight for s in sources)
-        self.shares = [s.source.weight / total for s in sources]
+    def __init__(
+        self,
+        mixture: Mixture,
+        block_rows: int,
+        settings_at: Callable[[int], Settings],
+        state: dict[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            block_rows: rows permuted together; 0 keeps the mixture's order.
+            settings_at: weights and seed for the block that begins with a given row.
+            state: an earlier `state()`, over a mixture and sources that were given what is in its `begin`.
+        """
+        self.mixture = mixture
+        self.block_rows = block_rows
+        self.settings_at = settings_at
+        self.block, self.index = (state["block"], state["index"]) if state else (0, 0)
+        self.row = state["begin"]["row"] if state else 0
+        self._rows: list[Row] | None = None
+        self._begin = copy.deepcopy(state["begin"]) if self.index else None  # of a block that is made again
+        self._records: dict[str, dict[str, int]] = state["records"] if state else {}
 
-    def choose(self) -> int:
-        """Index of the source whose document comes next."""
-        taken = [s.state["tokens"] for s in self.sources]
-        total = sum(taken)
-        deficits = [share * total - tokens for share, tokens in zip(self.shares, taken, strict=True)]
-        if total == 0:
-            deficits = self.shares
-        return int(np.argmax(deficits))
+    def state(self) -> dict[str, Any]:
+        """`block` that is open, `index` of the next row in it, and `begin`: what it is made from.
+
+        `records` says what came of each source's records, up to the end of the open block.
+        """
+        return {
+            "block": self.block,
+            "index": self.index,
+            "records": self._records,
+            "begin": self._begin or self._snapshot(),
+        }
+
+    def take(self) -> Row | None:
+        """The next row; None at the data's end."""
+        if self._rows is None:
+            self._open_block()
+        if not self._rows:
+            return None
+        row = self._rows[self.index]
+        self.index += 1
+        if self.index == len(self._rows):
+            self.block, self.row, self.index = self.block + 1, self.row + len(self._rows), 0
+            self._rows = self._begin = None
+        return row
+
+    def _open_block(self) -> None:
+        if self._begin is None:  # a block that is made again keeps the settings it was begun with
+            self.mixture.use(self.settings_at(self.row))
+        if self.block_rows:
+            self._begin = self._begin or self._snapshot()
+        rows = []
+        while len(rows) < (self.block_rows or 1) and (row := self.mixture.take()) is not None:
+            rows.append(row)
+        self._records = {name: dict(source.state["counts"]) for name, source in self.mixture.sources.items()}
+        if self.block_rows:
+            order = block_permutation(len(rows), self.mixture.seed, "rows", self.block)
+            rows = in_epoch_order([rows[i] for i in order])
+        self._rows = rows
+
+    def _snapshot(self) -> dict[str, Any]:
+        sources = {name: copy.deepcopy(rows.state) for name, rows in self.mixture.sources.items()}
+        return {"row": self.row, "mixture": self.mixture.state(), "sources": sources}
+
+
+def in_epoch_order(rows: list[Row]) -> list[Row]:
+    """The same order of sources, each one's rows epoch by epoch: none comes again before all have come."""
+    by_source: dict[str, list[Row]] = {}
+    for row in rows:
+        by_source.setdefault(row.source, []).append(row)
+    ordered = {
+        name: iter(sorted(group, key=lambda row: (row.epoch, row.last_epoch))) for name, group in by_source.items()
+    }
+    return [next(ordered[row.source]) for row in rows]

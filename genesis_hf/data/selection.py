@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from genesis_hf.config import PretrainRecipe
+from genesis_hf.data.readers import read_documents
 from genesis_hf.errors import UserError
 
 Use = Literal["train", "held_out", "excluded"]
@@ -45,6 +47,17 @@ class Selection:
         for value in sorted(self.excluded):
             digest.update(struct.pack("<Q", value))
         return digest.hexdigest()
+
+
+def recipe_selection(recipe: PretrainRecipe) -> Selection:
+    """The rule of a recipe: `held_out_share`; `exclude_documents` and each document of local `eval_sources` left out.
+
+    Raises:
+        UserError: an unreadable file.
+    """
+    local = [source for source in recipe.eval_sources if source.paths is not None]
+    evaluated = {document_hash(text) for source in local for text in read_documents(source)}
+    return Selection(recipe.held_out_share, read_hashes(recipe.exclude_documents) | evaluated)
 
 
 def read_hashes(files: Iterable[str | Path]) -> frozenset[int]:

@@ -1,13 +1,13 @@
 """The packed-token stream: `batch, state = next(stream)`, one optimizer step at a time.
 
 The sequence of rows depends on the recipe, the seed and the data alone. Every process walks the whole sequence and
-keeps its own rows, so the number of processes changes who trains on a row, never which row comes next.
+keeps each `world_size`-th row, so the number of processes changes who trains on a row, never which row comes next.
 """
 
 import hashlib
-import queue
-import threading
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from genesis_hf.config import Source
-from genesis_hf.data.mixture import Mixture, TokenSource
-from genesis_hf.data.packing import Packer, Row, RowShuffle
+from genesis_hf.config import PretrainRecipe, Source
+from genesis_hf.data.fingerprint import refuse_other_data, same_documents, without_open_block
+from genesis_hf.data.mixture import Mixture, Settings, ShuffledRows
+from genesis_hf.data.packing import PreparedRows, Row, TextRows
+from genesis_hf.data.readers import BadRecord
+from genesis_hf.data.selection import Selection, recipe_selection
 from genesis_hf.errors import UserError
 from genesis_hf.modeling import IGNORE_INDEX
 
@@ -29,7 +32,7 @@ class StepBatch:
     """One process's rows of one optimizer step.
 
     Attributes:
-        input_ids, labels: (rows, sequence_length) int64; labels are not shifted.
+        input_ids, labels: (rows, sequence_length) int64; labels are not shifted. Padding is EOS without a label.
         position_ids: the same shape, restarting at each document; None when rows are one context.
         num_items: trained tokens in the step over all processes: what the sum of losses is divided by.
         tokens_by_source: tokens in the step over all processes.
@@ -52,11 +55,18 @@ class StepBatch:
 
 
 class PackedStream:
-    """Iterates over `(batch, state)`; `state` is what a new stream needs to go on after that batch."""
+    """Iterates over `(batch, state)`; `state` is what a new stream needs to go on after that batch.
+
+    Ends when the data does: a last step that isn't full is filled with padding.
+
+    Attributes:
+        accepted: differences from the state's data that `accept_data_change` let pass.
+        bad_records: (source, record) of what could not be read, since somebody last emptied it.
+    """
 
     def __init__(
         self,
-        sources: list[Source],
+        sources: Sequence[Source],
         tokenizer: PreTrainedTokenizerFast,
         sequence_length: int,
         rows_per_step: int,
@@ -64,14 +74,27 @@ class PackedStream:
         seed: int = 42,
         shuffle_block: int = 1024,
         shuffle_rows: int = 1024,
+        packing: str = "concatenate",
         reset_positions: bool = True,
+        mask_boundaries: bool = True,
+        when_dry: str = "repeat",
+        max_epochs: int | None = None,
+        max_bad_records: int = 0,
+        selection: Selection | None = None,
+        changes: Sequence[tuple[int, dict[str, float] | None, int | None]] = (),
+        num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
         state: StreamState | None = None,
+        accept_data_change: bool = False,
     ) -> None:
         """
         Args:
             rows_per_step: rows of an optimizer step over all processes; `world_size` divides it.
+            when_dry, max_epochs, packing, …: as in `PretrainRecipe`.
+            selection: which documents may be trained on.
+            changes: (row, weights, seed) from which on other weights or another seed hold.
+            num_workers: threads that read and tokenise ahead.
             state: of an earlier stream over the same data.
 
         Raises:
@@ -79,142 +102,244 @@ class PackedStream:
         """
         if rows_per_step % world_size:
             raise UserError(f"{rows_per_step} rows a step can't be shared by {world_size} processes evenly")
+        self.sequence_length = sequence_length
         self.rows_per_step = rows_per_step
-        self.reset_positions = reset_positions
+        self.padding_id = tokenizer.eos_token_id
+        self.reset_positions, self.mask_boundaries = reset_positions, mask_boundaries
         self.rank, self.world_size = rank, world_size
-        begin = state["begin"] if state else None
-        if state:
-            refuse_unknown_sources(state, sources)
-        states = begin["sources"] if begin else {}
-        token_sources = [TokenSource(s, tokenizer, seed, shuffle_block, states.get(s.name)) for s in sources]
+        self.max_bad_records = max_bad_records
+        self.bad_records: deque[tuple[str, BadRecord]] = deque()
+        self._weights = {source.name: source.weight for source in sources}
+        self._seed = seed
+        self._changes = sorted(changes, key=lambda change: change[0])
+        self._executor = ThreadPoolExecutor(num_workers, "tokenise") if num_workers else None
+        selection = selection or Selection()
+
+        states = state["begin"]["sources"] if state else {}
+        self._sources: dict[str, TextRows | PreparedRows] = {}
+        for source in sources:
+            limit = source.max_epochs or max_epochs or (None if when_dry == "repeat" else 1)
+            common = {
+                "packing": packing,
+                "shuffle_block": shuffle_block,
+                "max_epochs": limit,
+                "seed": seed,
+                "state": states.get(source.name),
+            }
+            if source.prepared is not None:
+                self._sources[source.name] = PreparedRows(
+                    source, tokenizer, sequence_length, selection=selection, **common
+                )
+            else:
+                self._sources[source.name] = TextRows(
+                    source,
+                    tokenizer,
+                    sequence_length,
+                    selection=selection,
+                    executor=self._executor,
+                    on_bad=self._note_bad,
+                    **common,
+                )
         self.fingerprint = {
-            "sources": {s.source.name: [s.source.weight, s.reader.fingerprint()] for s in token_sources},
-            "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-            "sequence_length": sequence_length,
+            "sources": {
+                name: {
+                    "weight": rows.source.weight,
+                    "data": rows.fingerprint(),
+                    "caps": [rows.source.max_documents, rows.source.max_tokens, rows.max_epochs],
+                }
+                for name, rows in self._sources.items()
+            },
             "seed": seed,
+            "changes": [list(change) for change in self._changes],
+            "when_dry": when_dry,
+            "selection": selection.fingerprint(),
+            "tokenizer": tokenizer_sha256(tokenizer),
+            "sequence_length": sequence_length,
+            "packing": packing,
             "shuffle_block": shuffle_block,
             "shuffle_rows": shuffle_rows,
         }
-        if state:
-            refuse_other_data(state["fingerprint"], self.fingerprint)
+        self.accepted = refuse_other_data(state, self.fingerprint, accept_data_change) if state else []
+        if self.accepted and not same_documents(state["fingerprint"], self.fingerprint):
+            state = without_open_block(state)
         self.rows_taken = state["rows"] if state else 0
-        self.tokens = dict(state["tokens"]) if state else {s.name: 0 for s in sources}
-        packer = Packer(Mixture(token_sources), sequence_length, begin)
-        self.rows = RowShuffle(packer, shuffle_rows, seed, state)
+        none = dict.fromkeys(self._sources, 0)
+        self.tokens: dict[str, int] = {**none, **(state["tokens"] if state else {})}
+        self.epochs: dict[str, int] = {**none, **(state["epochs"] if state else {})}
+        mixture = Mixture(
+            self._sources,
+            self._settings_at(0),
+            reweight=when_dry == "reweight",
+            state=state["begin"]["mixture"] if state else None,
+        )
+        self._rows = ShuffledRows(mixture, shuffle_rows, self._settings_at, state)
+
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: PretrainRecipe,
+        tokenizer: PreTrainedTokenizerFast,
+        rows_per_step: int,
+        *,
+        step_rows: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        state: StreamState | None = None,
+    ) -> "PackedStream":
+        """The stream that a recipe trains on.
+
+        Args:
+            rows_per_step: rows handed out at once.
+            step_rows: rows of an optimizer step, in which `data_changes` count; default `rows_per_step`.
+        """
+        step_rows = step_rows or rows_per_step
+        return cls(
+            recipe.sources,
+            tokenizer,
+            recipe.sequence_length,
+            rows_per_step,
+            seed=recipe.seed,
+            shuffle_block=recipe.shuffle_block,
+            shuffle_rows=recipe.shuffle_rows,
+            packing=recipe.packing,
+            reset_positions=recipe.reset_positions,
+            mask_boundaries=recipe.mask_boundaries,
+            when_dry=recipe.when_dry,
+            max_epochs=recipe.max_epochs,
+            max_bad_records=recipe.max_bad_records,
+            selection=recipe_selection(recipe),
+            changes=[(change.step * step_rows, change.weights, change.seed) for change in recipe.data_changes],
+            num_workers=recipe.dataloader_num_workers,
+            rank=rank,
+            world_size=world_size,
+            state=state,
+            accept_data_change=recipe.accept_data_change,
+        )
 
     def __iter__(self) -> Iterator[tuple[StepBatch, StreamState]]:
         return self
 
     def __next__(self) -> tuple[StepBatch, StreamState]:
-        rows = [next(self.rows) for _ in range(self.rows_per_step)]
-        self.rows_taken += len(rows)
-        batch = self._batch(rows)
-        for name, tokens in batch.tokens_by_source.items():
-            self.tokens[name] += tokens
+        rows = self.take(self.rows_per_step)
+        if not rows:
+            raise StopIteration
+        tokens: dict[str, int] = {}
+        for row in rows:
+            tokens[row.source] = tokens.get(row.source, 0) + row.length
+        mine = rows[self.rank :: self.world_size]
+        batch = rows_to_batch(
+            mine,
+            self.sequence_length,
+            self.padding_id,
+            reset_positions=self.reset_positions,
+            mask_boundaries=self.mask_boundaries,
+            num_rows=self.rows_per_step // self.world_size,
+        )
+        batch.num_items = sum(trained_tokens(row, self.mask_boundaries) for row in rows)
+        batch.tokens_by_source = tokens
         return batch, self.state()
 
+    def take(self, count: int) -> list[Row]:
+        """The next rows of all processes, as they are planned; fewer at the data's end. Token shards are not read."""
+        rows: list[Row] = []
+        while len(rows) < count and (row := self._rows.take()) is not None:
+            rows.append(row)
+            self.tokens[row.source] += row.length
+            if row.last_epoch > self.epochs[row.source]:
+                self.epochs[row.source] = row.last_epoch
+        self.rows_taken += len(rows)
+        return rows
+
     def state(self) -> StreamState:
-        """Where the stream is: JSON values, small, independent of the number of processes."""
+        """Where the stream is: JSON values, small, independent of the number of processes.
+
+        `rows`, `tokens` by source and `epochs` (passes that ended, by source) are what was handed out so far.
+        """
         return {
             "rows": self.rows_taken,
             "tokens": dict(self.tokens),
-            **self.rows.state(),
+            "epochs": dict(self.epochs),
+            **self._rows.state(),
             "fingerprint": self.fingerprint,
         }
 
-    def _batch(self, rows: list[Row]) -> StepBatch:
-        share = len(rows) // self.world_size
-        mine = slice(self.rank * share, (self.rank + 1) * share)
-        by_source: dict[str, int] = {}
-        for row in rows:
-            for name, tokens in row.tokens_by_source.items():
-                by_source[name] = by_source.get(name, 0) + tokens
-        return rows_to_batch(rows[mine], self.reset_positions, trained_tokens(rows, self.reset_positions), by_source)
+    def close(self) -> None:
+        """Stop reading ahead."""
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _settings_at(self, row: int) -> Settings:
+        weights, seed = self._weights, self._seed
+        for start, new_weights, new_seed in self._changes:
+            if start <= row:
+                weights = weights if new_weights is None else new_weights
+                seed = seed if new_seed is None else new_seed
+        return Settings(weights, seed)
+
+    def _note_bad(self, source: str, records: list[BadRecord]) -> None:
+        self.bad_records.extend((source, record) for record in records)
+        total = sum(rows.state["counts"].get("bad", 0) for rows in self._sources.values())
+        if total > self.max_bad_records:
+            last = records[-1]
+            raise UserError(
+                f"source {source!r}: {last.where}: {last.reason}; unreadable records: {total}, max_bad_records: "
+                f"{self.max_bad_records}; mend the file, or raise max_bad_records to leave such records out"
+            )
 
 
 def rows_to_batch(
-    rows: list[Row], reset_positions: bool, num_items: int, tokens_by_source: dict[str, int]
+    rows: Sequence[Row],
+    sequence_length: int,
+    padding_id: int,
+    *,
+    reset_positions: bool = True,
+    mask_boundaries: bool = True,
+    num_rows: int | None = None,
 ) -> StepBatch:
-    """Rows as tensors; without `reset_positions` each row is one context and every token a label."""
-    input_ids = torch.from_numpy(np.stack([row.input_ids for row in rows]).astype(np.int64))
-    if not reset_positions:
-        return StepBatch(input_ids, input_ids.clone(), None, num_items, tokens_by_source)
-    labels = torch.from_numpy(np.stack([row.labels() for row in rows]))
-    position_ids = torch.from_numpy(np.stack([row.position_ids() for row in rows]))
-    return StepBatch(input_ids, labels, position_ids, num_items, tokens_by_source)
+    """Rows as tensors, filled up with padding to `num_rows`.
 
-
-def trained_tokens(rows: list[Row], reset_positions: bool) -> int:
-    """Labels that count after the shift: all but the first of each document, or of each row."""
-    if not reset_positions:
-        return sum(len(row.input_ids) - 1 for row in rows)
-    return sum(int((row.labels()[1:] != IGNORE_INDEX).sum()) for row in rows)
-
-
-def refuse_unknown_sources(state: StreamState, sources: list[Source]) -> None:
-    """Raise `UserError` unless the state is of sources of these names."""
-    then, now = set(state["tokens"]), {source.name for source in sources}
-    if then != now:
-        raise UserError(
-            f"the checkpoint was trained on other data: sources {', '.join(sorted(then ^ now))} differ; restore them "
-            "or start in a new output_dir"
+    Without `reset_positions` each row is one context, without `mask_boundaries` every token of it a label. Each
+    position of padding is a document of its own: nothing attends to it.
+    """
+    count = max(len(rows), num_rows or 0)
+    ids = np.full((count, sequence_length), padding_id, dtype=np.int64)
+    begins, padded = [], np.zeros(0, dtype=np.int64)
+    for number, row in enumerate(rows):
+        row.read(ids[number, : row.length])
+        begins.append(row.starts + number * sequence_length)
+    lengths = [*(row.length for row in rows), *[0] * (count - len(rows))]
+    if min(lengths) < sequence_length:
+        padded = np.concatenate(
+            [np.arange(length, sequence_length) + i * sequence_length for i, length in enumerate(lengths)]
         )
+    documents = np.concatenate(begins) if begins else np.zeros(0, dtype=np.int64)
+
+    labels = ids.copy()
+    labels.reshape(-1)[padded] = IGNORE_INDEX
+    if mask_boundaries:
+        labels.reshape(-1)[documents] = IGNORE_INDEX
+    positions = None
+    if reset_positions:
+        positions = torch.from_numpy(counted_from(np.sort(np.concatenate([documents, padded])), ids.size))
+        positions = positions.view(ids.shape)
+    return StepBatch(torch.from_numpy(ids), torch.from_numpy(labels), positions, 0, {})
 
 
-def refuse_other_data(recorded: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `UserError` naming the first difference between two fingerprints."""
-    for key, value in recorded.items():
-        if now.get(key) == value:
-            continue
-        if key == "sources":
-            changed = sorted(name for name in value if value[name] != now[key].get(name))
-            raise UserError(
-                f"the checkpoint was trained on other data: sources {', '.join(changed)} differ (weight, file names, "
-                "sizes or content); restore them or start in a new output_dir"
-            )
-        raise UserError(
-            f"the checkpoint's data stream had another {key} ({value} then, {now.get(key)} now); restore it or start "
-            "in a new output_dir"
-        )
+def counted_from(starts: np.ndarray, size: int) -> np.ndarray:
+    """(size,) int64 that is 0 at each of the sorted starts, the first of which is 0, and goes up by one otherwise.
+
+    One running sum: several times the speed of subtracting repeated starts, which takes two arrays of this size more.
+    """
+    positions = np.ones(size, dtype=np.int64)
+    positions[0] = 0
+    positions[starts[1:]] = 1 - np.diff(starts)
+    return np.cumsum(positions, out=positions)
 
 
-class Prefetcher:
-    """Runs an iterator in a thread, a few items ahead; what it raises is raised where the item is taken."""
+def trained_tokens(row: Row, mask_boundaries: bool) -> int:
+    """Labels of a row that count after the shift: all but the first of each document, or of the row."""
+    return row.length - len(row.starts) if mask_boundaries else row.length - 1
 
-    def __init__(self, items: Iterator[Any], depth: int = 2) -> None:
-        self._items = items
-        self._queue: queue.Queue = queue.Queue(maxsize=depth)
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
-        self._thread.start()
 
-    def __iter__(self) -> "Prefetcher":
-        return self
-
-    def __next__(self) -> Any:
-        if self._closed.is_set():
-            raise StopIteration
-        item, error = self._queue.get()
-        if error is not None:
-            self._closed.set()
-            raise error
-        return item
-
-    def close(self) -> None:
-        """Stop the thread; further items are dropped."""
-        self._closed.set()
-        while self._thread.is_alive():
-            try:
-                self._queue.get(timeout=0.05)
-            except queue.Empty:
-                continue
-
-    def _run(self) -> None:
-        try:
-            for item in self._items:
-                self._queue.put((item, None))
-                if self._closed.is_set():
-                    return
-            self._queue.put((None, StopIteration()))
-        except BaseException as error:
-            self._queue.put((None, error))
+def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
