@@ -104,8 +104,9 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(503, b"busy")
         elif path.startswith(f"/api/datasets/{self.hub.name}"):
             self.answer_api(path.removeprefix(f"/api/datasets/{self.hub.name}"), body)
-        elif path.startswith(f"/datasets/{self.hub.name}/resolve/{COMMIT}/"):
-            self.answer_file(path.split("/", 6)[-1], cut=failure == "cut")
+        elif path.startswith(f"/datasets/{self.hub.name}/resolve/"):
+            *_, commit, name = path.split("/", 6)
+            self.answer_file(commit, name, cut=failure == "cut")
         elif GATED in path:
             self.answer(403, b"closed", {"X-Error-Code": "GatedRepo"})
         else:
@@ -128,9 +129,9 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(404, b"unknown")
 
-    def answer_file(self, name: str, cut: bool) -> None:
+    def answer_file(self, commit: str, name: str, cut: bool) -> None:
         path = self.hub.folder / name
-        if not path.is_file():
+        if commit != COMMIT or not path.is_file():
             self.answer(404, b"unknown", {"X-Error-Code": "EntryNotFound"})
             return
         content = path.read_bytes()

@@ -117,6 +117,16 @@ def test_an_ngram_of_many_items_is_boilerplate():
     assert ngrams_found(items, items[3][0], max_items=5) > 0
 
 
+def test_many_short_items_are_found_wherever_they_stand():
+    items = [[prose(seed, 8 + seed % 5)] for seed in range(60)]
+    order = random.Random(7).sample(range(60), 60)
+    words = split_words([" ".join(f"{prose(100 + i, 2000)} {items[i][0]}" for i in order)])
+    index = NgramIndex.build(items, 13, 8, 20)
+    starts, stops, found = index.find(words)
+    assert [words.text(*span) for span in zip(starts, stops, strict=True)] == [items[i][0] for i in order]
+    assert index.items_of(found)[1].tolist() == order
+
+
 def naive(items: list[list[str]], document: str, n: int, min_words: int) -> dict[int, int]:
     """Item → number of its n-grams in the document, without hashes."""
     words = re.findall(r"[a-z]+", document.lower())
@@ -135,10 +145,10 @@ def texts(max_size: int) -> st.SearchStrategy[str]:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    items=st.lists(st.lists(texts(9), max_size=3), min_size=1, max_size=5),
+    items=st.lists(st.lists(texts(6), max_size=2), min_size=1, max_size=8),
     documents=st.lists(texts(60), min_size=1, max_size=6),
-    n=st.integers(2, 6),
-    min_words=st.integers(1, 4),
+    n=st.integers(2, 7),
+    min_words=st.integers(1, 3),
 )
 def test_found_is_what_a_comparison_word_by_word_finds(items, documents, n, min_words):
     index = NgramIndex.build(items, n, min_words, max_items=100)
@@ -268,6 +278,7 @@ def test_an_interrupted_scan_goes_on_and_reports_the_same(tmp_path, monkeypatch)
     assert whole[0]["sources"][0]["contaminated"] == 21
 
     monkeypatch.setattr(contamination_scan, "SAVE_BYTES", 1)
+    monkeypatch.setattr(contamination_scan, "BLOCK_DOCUMENTS", 800)
     real, saved = contamination_scan.write_text, []
 
     def write_and_interrupt(path, text):
