@@ -43,6 +43,7 @@ class Source:
     dataset: str | None = setting(None, "Hub dataset, streamed")
     prepared: str | None = setting(None, "a source's folder of token shards, made by scripts/prepare_data.py")
     config: str | None = setting(None, "configuration of the Hub dataset")
+    data_dir: str | None = setting(None, "folder inside the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")
     revision: str | None = setting(None, "revision of the Hub dataset")
     text_column: str = setting("text", "column or JSON key that holds the text")

@@ -17,19 +17,10 @@ import pyarrow.parquet as pq
 from genesis_hf.chat import INPUT_MARK, ROLES, Message
 from genesis_hf.config import ConversationSource, Source
 from genesis_hf.data.readers import expand, open_binary, parse_json, plain_suffix
+from genesis_hf.data.records import SHAREGPT_ROLES
 from genesis_hf.errors import UserError
 
 Row = dict[str, Any]
-
-SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "function_call": "assistant",
-    "observation": "tool",
-    "function": "tool",
-}
-"""ShareGPT's `from` → role; names that are roles already stand for themselves."""
 
 SINGLE_TURNS = (
     ("instruction", "output"),  # Alpaca

@@ -73,6 +73,9 @@ def inspect_rows(
             progress.update(passed)
     shown = 0
     while shown < wanted.num_rows and (rows := stream.take(wanted.world_size)):
+        while stream.bad_records:
+            source, record = stream.bad_records.popleft()
+            print(f"source {source}: left out {record.where}: {record.reason}", file=sys.stderr)
         index = stream.rows_taken - len(rows) + wanted.rank
         if index < wanted.start or wanted.rank >= len(rows):
             continue
@@ -81,7 +84,6 @@ def inspect_rows(
         ids = batch.input_ids[0].numpy().astype(np.int32)
         yield InspectedRow(index, ids, row.starts.tolist(), row.length, {row.source: row.length})
         shown += 1
-    stream.close()
 
 
 def stream_near(

@@ -197,7 +197,6 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                 break
     progress.close()
     batches.close()
-    stream.close()
     if batches.error is not None:
         raise UserError(
             f"{batches.error}. The run stopped after step {state['step']:,}; {folder or 'nothing was to be saved'}"

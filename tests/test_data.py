@@ -220,7 +220,6 @@ def test_rows_do_not_depend_on_processes_or_workers(
         prefetcher = Prefetcher(stream, depth)
         found = [row for _ in range(10) for row in prefetcher.take()[0].input_ids.tolist()]
         prefetcher.close()
-        stream.close()
         assert [hashlib.sha256(np.array(row, dtype="<i4").tobytes()).hexdigest() for row in found] == whole
 
 
@@ -249,8 +248,6 @@ def test_interruptions_and_other_world_sizes_give_the_same_rows(
             labels = sum(int((batch.labels[:, 1:] != IGNORE_INDEX).sum()) for batch, _ in outs)
             assert labels == outs[0][0].num_items
             state = json.loads(json.dumps(outs[0][1]))
-        for stream in ranks:
-            stream.close()
     assert parts == whole
     assert json.dumps(state) == json.dumps(uninterrupted.state())
 

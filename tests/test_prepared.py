@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +215,13 @@ def test_a_task_array_writes_the_same_bytes(tmp_path, values, finished):
         assert prepare_in(tmp_path, values, task_index=task, num_tasks=3) == {}
     assert not (tmp_path / "lines" / "index.json").exists()
     prepare_in(tmp_path, values)  # finds task 1's share missing
+    assert contents(tmp_path) == contents(finished)
+
+
+def test_two_runs_in_one_folder_wait_for_each_other(tmp_path, values, finished):
+    with ThreadPoolExecutor() as threads:
+        runs = [threads.submit(prepare_in, tmp_path, values) for _ in range(2)]
+    assert runs[0].result() == runs[1].result()
     assert contents(tmp_path) == contents(finished)
 
 

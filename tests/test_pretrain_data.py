@@ -65,7 +65,6 @@ def test_a_file_that_vanishes_is_reported_and_the_run_goes_on(values, corpus, tm
         next(stream)
     assert "part19.jsonl" in stream.bad_records[0][1].where
     next(stream)
-    stream.close()
 
 
 def test_the_first_repeated_document_is_reported_with_its_step(values, corpus, tmp_path, capfd):  # noqa: F811
@@ -78,7 +77,6 @@ def test_the_first_repeated_document_is_reported_with_its_step(values, corpus, t
     assert f"step {step:,}: source small repeats" in capfd.readouterr().out
     stream = PackedStream.from_recipe(build(PretrainRecipe, values, "test"), load_tokenizer(values["tokenizer"]), 4)
     passes = [next(stream)[1]["epochs"]["small"] for _ in range(12)]
-    stream.close()
     assert passes.index(1) + 1 == step
 
 
@@ -152,7 +150,6 @@ def test_inspect_data_shows_the_rows_that_training_gets(values, tmp_path):  # no
     recipe = write_recipe(values, tmp_path / "r.yaml")
     stream = PackedStream.from_recipe(build(PretrainRecipe, values, "test"), load_tokenizer(values["tokenizer"]), 4)
     ids = np.concatenate([next(stream)[0].input_ids.numpy() for _ in range(6)]).astype("<i4")
-    stream.close()
     hashes = [hashlib.sha256(row.tobytes()).hexdigest() for row in ids]
     rows = inspected(recipe, "--num_rows", 24)
     assert [row["index"] for row in rows] == list(range(24))

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genesis_hf.config import Source
-from genesis_hf.data import readers
-from genesis_hf.data.readers import BadRecord, open_source, read_documents
+from genesis_hf.data.readers import open_source, read_documents
+from genesis_hf.data.records import BadRecord
 from genesis_hf.errors import UserError
 
 DOCUMENTS = [f"document {i} says {'so ' * (i % 7)}é" for i in range(600)]
@@ -97,7 +97,7 @@ def test_text_files_are_a_document_each_in_sorted_order(tmp_path):
 
 
 def test_a_block_ends_after_a_long_document_and_after_many_bad_records(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "MAX_BLOCK_CHARACTERS", 100)
+    monkeypatch.setattr("genesis_hf.data.blocks.MAX_BLOCK_CHARACTERS", 100)
     (tmp_path / "a.jsonl").write_bytes(jsonl([{"text": "x" * 60}] * 3) + b"?\n" * 5)
     reader = open_source(Source(name="x", paths=[str(tmp_path / "a.jsonl")]))
     first = reader.read_block(reader.start, 4)
@@ -386,16 +386,16 @@ def test_a_folder_of_a_dataset_streams_and_resumes(tmp_path, monkeypatch):
     assert bad[6] == BadRecord(f"dataset {tmp_path}/set, row 7", "'number' is int, not text")
 
 
-PARTS = ("config", "split", "revision")
+PARTS = ("config", "data_dir", "split", "revision")
 
 READ_FROM_THE_HUB = """
 import json, sys, time
 time.sleep = lambda seconds: None  # the waits of the Hub's client; ours is `pause`
 from genesis_hf.config import Source
-from genesis_hf.data import readers
+from genesis_hf.data import hub, readers
 from genesis_hf.errors import UserError, report_user_errors
 waits = []
-readers.pause = waits.append
+hub.pause = waits.append
 refused = None
 with report_user_errors():
     for place, position, count in json.loads(sys.argv[1]):

@@ -4,7 +4,7 @@ import json
 from collections import deque
 from pathlib import Path
 
-from genesis_hf.data.readers import BadRecord
+from genesis_hf.data.records import BadRecord
 
 
 class BadRecordLog:

@@ -1,13 +1,16 @@
 """Token documents of a text source: blocks read, selected, tokenised ahead, and permuted."""
 
-from concurrent.futures import Executor, Future
+import threading
 from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import Source
-from genesis_hf.data.readers import BadRecord, Position, open_source
+from genesis_hf.data.blocks import Position
+from genesis_hf.data.prefetch import Background
+from genesis_hf.data.readers import open_source
+from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection
 from genesis_hf.tokenizer import encode_documents
 
@@ -33,7 +36,7 @@ class TokenBlock:
 
 
 class BlockLoader:
-    """Reads and tokenises a source's blocks; with an executor, one block ahead of the one asked for."""
+    """Reads and tokenises a source's blocks; with slots for threads, one block ahead of the one asked for."""
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class BlockLoader:
         tokenizer: PreTrainedTokenizerFast,
         selection: Selection,
         documents: int,
-        executor: Executor | None = None,
+        slots: threading.Semaphore | None = None,
     ) -> None:
         """
         Args:
@@ -51,8 +54,13 @@ class BlockLoader:
         self.tokenizer = tokenizer
         self.selection = selection
         self.documents = documents
-        self.executor = executor
-        self._ahead: tuple[Position, Future[TokenBlock]] | None = None
+        self.slots = slots
+        self._ahead: tuple[Position, Background] | None = None
+
+    def read_ahead(self, position: Position) -> None:
+        """Begin with the block that will be asked for next."""
+        if self.slots is not None:
+            self._ahead = (position, Background(self.slots, self._load, position))
 
     def load(self, position: Position) -> TokenBlock:
         """The block that begins at a position.
@@ -64,8 +72,8 @@ class BlockLoader:
         block = ahead[1].result() if ahead is not None else None  # waits even for a wrong guess: one reader, one user
         if ahead is None or ahead[0] != position:
             block = self._load(position)
-        if self.executor is not None and block.following is not None:
-            self._ahead = (block.following, self.executor.submit(self._load, block.following))
+        if block.following is not None:
+            self.read_ahead(block.following)
         return block
 
     def _load(self, position: Position) -> TokenBlock:

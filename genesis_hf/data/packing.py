@@ -7,8 +7,8 @@ keep in `state`, a small JSON value, where the next one begins.
 import bisect
 import copy
 import itertools
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from genesis_hf.config import Source
 from genesis_hf.data.documents import BlockLoader, TokenBlock
 from genesis_hf.data.order import IndexPermutation, block_permutation
 from genesis_hf.data.prepared import PreparedTokens
-from genesis_hf.data.readers import BadRecord
+from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection
 from genesis_hf.errors import UserError
 
@@ -89,17 +89,18 @@ class TextRows:
         max_epochs: int | None,
         selection: Selection,
         seed: int,
-        executor: Executor | None = None,
+        slots: threading.Semaphore | None = None,
         on_bad: Callable[[str, list[BadRecord]], None] = lambda name, records: None,
         state: dict[str, Any] | None = None,
     ) -> None:
         """
         Args:
+            slots: for threads that read and tokenise ahead; None reads when it is asked.
             on_bad: told the source's name and the unreadable records of each block that is opened.
             state: an earlier instance's, over the same data.
         """
         self.source = source
-        self.loader = BlockLoader(source, tokenizer, selection, shuffle_block or BLOCK_DOCUMENTS, executor)
+        self.loader = BlockLoader(source, tokenizer, selection, shuffle_block or BLOCK_DOCUMENTS, slots)
         self.sequence_length = sequence_length
         self.packing = packing
         self.permuted = shuffle_block > 0
@@ -117,6 +118,7 @@ class TextRows:
             "counts": {},
         }
         self.state = copy.deepcopy(state) if state else beginning
+        self.loader.read_ahead(self.state["position"])
         self._documents: list[np.ndarray] | None = None
         self._bins: list[list[tuple[int, int, int]]] = []
         self._following: Any = None

@@ -18,9 +18,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import Source, write_text
+from genesis_hf.data.blocks import Block, Position, Reader
 from genesis_hf.data.documents import token_documents
+from genesis_hf.data.hub import HubReader
 from genesis_hf.data.prepared import TOKEN_DTYPES
-from genesis_hf.data.readers import BadRecord, Block, HubReader, Position, Reader, open_source
+from genesis_hf.data.readers import open_source
+from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection, document_hash
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json

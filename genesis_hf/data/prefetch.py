@@ -1,11 +1,36 @@
-"""Items of an iterator made ahead in a thread."""
+"""Results and items made ahead in threads. A process that ends doesn't wait for them."""
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from genesis_hf.errors import UserError
+
+
+class Background:
+    """A function's result, made in a thread as soon as one of the `slots` is free."""
+
+    def __init__(self, slots: threading.Semaphore, function: Callable[..., Any], *arguments: Any) -> None:
+        self._slots, self._function, self._arguments = slots, function, arguments
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="background", daemon=True)
+        self._thread.start()
+
+    def result(self) -> Any:
+        """What the function returns or raises, once it has."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+    def _run(self) -> None:
+        with self._slots:
+            try:
+                self._value = self._function(*self._arguments)
+            except BaseException as error:
+                self._error = error
 
 
 class Prefetcher:

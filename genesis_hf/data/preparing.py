@@ -10,6 +10,7 @@ import glob
 import json
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from genesis_hf.data.pieces import (
     finished_pieces,
     hub_shards,
     json_lines,
-    one_process,
 )
 from genesis_hf.data.pool import run_parts
 from genesis_hf.data.prepared import FORMAT, PreparedTokens, selection_record, tokenizer_sha256
@@ -35,6 +35,7 @@ from genesis_hf.data.readers import expand, open_source
 from genesis_hf.data.selection import recipe_selection
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json
+from genesis_hf.stages import only_one
 from genesis_hf.tokenizer import load_tokenizer
 
 TEXT_BYTES = {".gz": 3, ".zst": 3, ".parquet": 2}
@@ -96,6 +97,13 @@ def prepare(recipe: PretrainRecipe, settings: PrepareSettings) -> dict[str, Coun
         UserError: unreadable input, more than `max_bad_records` bad records, or a folder that was begun with another
             tokenizer, selection, source or shard size.
     """
+    # Tasks of an array work side by side; a call that writes the indexes, and removes the pieces, works alone.
+    alone = only_one(settings.prepared_dir) if settings.task_index is None else nullcontext()
+    with alone:
+        return tokenise_sources(recipe, settings)
+
+
+def tokenise_sources(recipe: PretrainRecipe, settings: PrepareSettings) -> dict[str, Counts]:
     tokenizer = load_tokenizer(recipe.tokenizer)
     selection = recipe_selection(recipe)
     rules = Rules(selection, token_dtype(tokenizer), settings.shard_tokens, recipe.max_bad_records)
@@ -109,10 +117,9 @@ def prepare(recipe: PretrainRecipe, settings: PrepareSettings) -> dict[str, Coun
         return {}
 
     for source in sources:
-        with one_process(source.folder / "pieces" / "index.lock"):
-            if not (source.folder / "index.json").exists():
-                write_index(source)
-            shutil.rmtree(source.folder / "pieces")
+        if source.parts:
+            write_index(source)
+        shutil.rmtree(source.folder / "pieces", ignore_errors=True)
     write_text(Path(settings.prepared_dir) / "pretrain.yaml", recipe_yaml(with_prepared(recipe, settings)))
     return {source.source.name: read_json(source.folder / "index.json")["totals"] for source in sources}
 

@@ -5,9 +5,9 @@ keeps each `world_size`-th row, so the number of processes changes who trains on
 """
 
 import hashlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from genesis_hf.config import PretrainRecipe, Source
 from genesis_hf.data.fingerprint import refuse_other_data, same_documents, without_open_block
 from genesis_hf.data.mixture import Mixture, Settings, ShuffledRows
 from genesis_hf.data.packing import PreparedRows, Row, TextRows
-from genesis_hf.data.readers import BadRecord
+from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection, recipe_selection
 from genesis_hf.errors import UserError
 from genesis_hf.modeling import IGNORE_INDEX
@@ -112,7 +112,7 @@ class PackedStream:
         self._weights = {source.name: source.weight for source in sources}
         self._seed = seed
         self._changes = sorted(changes, key=lambda change: change[0])
-        self._executor = ThreadPoolExecutor(num_workers, "tokenise") if num_workers else None
+        slots = threading.Semaphore(num_workers) if num_workers else None
         selection = selection or Selection()
 
         states = state["begin"]["sources"] if state else {}
@@ -136,7 +136,7 @@ class PackedStream:
                     tokenizer,
                     sequence_length,
                     selection=selection,
-                    executor=self._executor,
+                    slots=slots,
                     on_bad=self._note_bad,
                     **common,
                 )
@@ -262,11 +262,6 @@ class PackedStream:
             **self._rows.state(),
             "fingerprint": self.fingerprint,
         }
-
-    def close(self) -> None:
-        """Stop reading ahead."""
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _settings_at(self, row: int) -> Settings:
         weights, seed = self._weights, self._seed
