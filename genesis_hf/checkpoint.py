@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
+from genesis_hf.files import sync_folder
 from genesis_hf.modeling import GenesisConfig, GenesisForCausalLM
 from genesis_hf.tokenizer import save_tokenizer
 
@@ -294,15 +295,6 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class quiet_checkpoint_warnings(warnings.catch_warnings):

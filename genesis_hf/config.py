@@ -303,6 +303,7 @@ class ConversationSource:
     paths: list[str] | None = setting(None, "globs: .jsonl (.gz, .zst) .parquet .arrow")
     dataset: str | None = setting(None, "Hub dataset")
     config: str | None = setting(None, "configuration of the Hub dataset")
+    data_dir: str | None = setting(None, "folder inside the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")
     revision: str | None = setting(None, "revision of the Hub dataset")
     num_examples: int | None = setting(None, "rows drawn with the seed, none twice; null: all of them")

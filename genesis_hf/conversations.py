@@ -105,7 +105,13 @@ class HubRows:
 
         self.name = source.dataset
         try:
-            self.rows = load_dataset(source.dataset, source.config, split=source.split, revision=source.revision)
+            self.rows = load_dataset(
+                source.dataset,
+                source.config,
+                data_dir=source.data_dir,
+                split=source.split,
+                revision=source.revision,
+            )
         except Exception as error:  # the Hub client raises many kinds, all of them about the name or the network
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"source {source.name!r}: dataset {source.dataset!r} can't be opened ({reason})") from None

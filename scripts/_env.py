@@ -9,6 +9,12 @@ import sys
 
 import yaml
 
+# Ctrl-C while libraries are being imported, before a script reports errors itself: a word, no traceback.
+plain_excepthook = sys.excepthook
+sys.excepthook = lambda kind, *error: (
+    print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else plain_excepthook(kind, *error)
+)
+
 # Without it, two OpenMP threads spin against each other as soon as the machine has other work.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from genesis_hf.config import PretrainRecipe, parse_recipe, recipe_yaml, write_text
-from genesis_hf.data.decontamination import (
+from genesis_hf.data.contamination.decontaminate import (
     DecontaminateSettings,
     build_report,
     decontaminate,

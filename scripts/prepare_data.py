@@ -10,7 +10,7 @@ import _env  # noqa: F401
 from pathlib import Path
 
 from genesis_hf.config import PretrainRecipe, parse_recipe, recipe_yaml
-from genesis_hf.data.preparing import PrepareSettings, prepare, verify, with_prepared
+from genesis_hf.data.preparation.prepare import PrepareSettings, prepare, verify, with_prepared
 from genesis_hf.errors import report_user_errors
 
 

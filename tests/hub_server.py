@@ -7,7 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 Failure = Literal["503", "drop", "cut", "hang"]
 """Answered 503, not at all, with half of the body, or never."""
@@ -62,18 +62,15 @@ class HubServer:
     def next_failure(self, path: str) -> Failure | None:
         return self._failures.pop(0) if self._failures and self._failing in path else None
 
-    def files(self) -> list[dict[str, Any]]:
-        """The files as the tree's and paths-info's routes name them."""
-        return [
-            {
-                "type": "file",
-                "path": str(path.relative_to(self.folder)),
-                "size": path.stat().st_size,
-                "oid": hashlib.sha1(path.read_bytes()).hexdigest(),
-            }
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
-        ]
+    def entry(self, path: Path) -> dict[str, Any]:
+        """A file or folder as the tree's and paths-info's routes name it."""
+        content = path.read_bytes() if path.is_file() else b""
+        return {
+            "type": "file" if path.is_file() else "directory",
+            "path": str(path.relative_to(self.folder)),
+            "size": len(content),
+            "oid": hashlib.sha1(content).hexdigest(),
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -113,19 +110,24 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(404, b"unknown", {"X-Error-Code": "RepoNotFound"})
 
     def answer_api(self, route: str, body: bytes) -> None:
-        files = self.hub.files()
+        folder = self.hub.folder
         if re.fullmatch(r"(/revision/[^/]+)?", route):
-            siblings = [{"rfilename": file["path"]} for file in files]
+            siblings = [{"rfilename": str(path.relative_to(folder))} for path in folder.rglob("*") if path.is_file()]
             commit = self.hub.head if route in ("", "/revision/main") else route.removeprefix("/revision/")
             if commit not in (COMMIT, self.hub.head):
                 self.answer(404, b"unknown", {"X-Error-Code": "RevisionNotFound"})
                 return
             self.answer_json({"id": self.hub.name, "sha": commit, "siblings": siblings, "private": False})
         elif route.startswith("/tree/"):
-            self.answer_json(files)
+            inside = folder.joinpath(*route.split("/")[3:])
+            if inside.is_dir():
+                found = inside.rglob("*") if "recursive=true" in self.path else inside.iterdir()
+                self.answer_json([self.hub.entry(path) for path in sorted(found)])
+            else:
+                self.answer(404, b"unknown", {"X-Error-Code": "EntryNotFound"})
         elif route.startswith("/paths-info/"):
-            wanted = json.loads(body)["paths"]
-            self.answer_json([file for file in files if file["path"] in wanted])
+            paths = [folder / name for name in parse_qs(body.decode())["paths"]]
+            self.answer_json([self.hub.entry(path) for path in paths if path.exists()])
         else:
             self.answer(404, b"unknown")
 

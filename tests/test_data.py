@@ -49,8 +49,8 @@ def make_source(tmp_path_factory, words):
 def prepare(folder, name, path, tokenizer, **recipe):
     """Token shards of a file, made by the package's own preparation; the folder."""
     from genesis_hf.config import PretrainRecipe
-    from genesis_hf.data.preparing import PrepareSettings
-    from genesis_hf.data.preparing import prepare as prepare_tokens
+    from genesis_hf.data.preparation.prepare import PrepareSettings
+    from genesis_hf.data.preparation.prepare import prepare as prepare_tokens
 
     tokenizer.save_pretrained(str(folder / "tokenizer"))
     recipe = PretrainRecipe(

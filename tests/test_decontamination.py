@@ -14,10 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genesis_hf.config import PretrainRecipe, Source, parse_recipe
-from genesis_hf.data import contamination_scan
-from genesis_hf.data.decontamination import DecontaminateSettings, build_report, decontaminate, write_excluded
-from genesis_hf.data.evaluation_sets import find_sets, read_items
-from genesis_hf.data.ngrams import NgramIndex, split_words
+from genesis_hf.data.contamination import scan as contamination_scan
+from genesis_hf.data.contamination.decontaminate import (
+    DecontaminateSettings,
+    build_report,
+    decontaminate,
+    write_excluded,
+)
+from genesis_hf.data.contamination.evaluation_sets import find_sets, read_items
+from genesis_hf.data.contamination.ngrams import NgramIndex, split_words
 from genesis_hf.data.selection import Selection, document_hash, read_hashes
 from genesis_hf.errors import UserError
 

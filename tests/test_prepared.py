@@ -21,9 +21,9 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import PretrainRecipe, build, parse_recipe
-from genesis_hf.data import pool
+from genesis_hf.data.preparation import pool
+from genesis_hf.data.preparation.prepare import PrepareSettings, prepare, verify
 from genesis_hf.data.prepared import PreparedTokens
-from genesis_hf.data.preparing import PrepareSettings, prepare, verify
 from genesis_hf.data.selection import document_hash, recipe_selection
 from genesis_hf.errors import UserError
 from genesis_hf.tokenizer import encode_documents, load_tokenizer, save_tokenizer

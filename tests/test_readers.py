@@ -368,6 +368,8 @@ def test_the_fingerprint_changes_with_content_and_with_what_is_read(tmp_path):
         assert open_source(Source(name="y", **source)).fingerprint() == prints[0]
         path.write_bytes(GOOD_LINE.upper())
         assert (open_source(Source(name="x", **source)).fingerprint() == prints[0]) == (source is place)
+    parts = [{}, *({part: "other"} for part in PARTS)]
+    assert len({open_source(Source(name="x", **place, **part)).fingerprint() for part in parts}) == len(parts)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -458,6 +460,17 @@ def test_a_hub_dataset_streams_resumes_and_survives_failures(hub, tmp_path):
         assert joined(rest) == DOCUMENTS[start:]
         assert waits == [1, 2, 4]
     assert result.stderr.count("source 'far': the Hub does not answer") == 3
+
+
+def test_data_dir_is_one_folder_of_a_hub_dataset(tmp_path):
+    texts = {"java": DOCUMENTS[:90], "javascript": DOCUMENTS[90:]}
+    for folder in texts:
+        (tmp_path / "set" / folder).mkdir(parents=True)
+        write_file(tmp_path / "set" / folder / "train-00000-of-00001.parquet", texts[folder])
+    with HubServer(tmp_path / "set") as hub:
+        jobs = [({"dataset": hub.name, "data_dir": folder}, None, 600) for folder in texts]
+        _, results = read_hub(hub.environment(tmp_path / "home"), *jobs)
+    assert [joined(blocks) for blocks, _, _ in results] == list(texts.values())
 
 
 def test_a_hub_that_refuses_or_is_gone_ends_in_one_line(tmp_path):

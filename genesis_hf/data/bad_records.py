@@ -14,11 +14,12 @@ class BadRecordLog:
     def __init__(self, output_dir: str | Path, is_main: bool) -> None:
         self.path = Path(output_dir) / "bad_records.jsonl"
         self.is_main = is_main
-        self._known: set[str] = set()
+        self._known: set[tuple[str, str]] = set()
         if is_main and self.path.exists():
             for line in self.path.read_text(encoding="utf-8").splitlines():
                 try:
-                    self._known.add(json.loads(line)["where"])
+                    record = json.loads(line)
+                    self._known.add((record["source"], record["where"]))
                 except (json.JSONDecodeError, KeyError):
                     continue  # a line that a crash cut short
 
@@ -27,9 +28,9 @@ class BadRecordLog:
         lines = []
         while records:
             source, record = records.popleft()
-            if not self.is_main or record.where in self._known:
+            if not self.is_main or (source, record.where) in self._known:
                 continue
-            self._known.add(record.where)
+            self._known.add((source, record.where))
             with open(self.path, "a", encoding="utf-8") as file:
                 entry = {"source": source, "where": record.where, "reason": record.reason, "count": record.count}
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""Prepared tokens: a source's token shards, memory-mapped. `preparing.py` writes them.
+"""Prepared tokens: a source's token shards, memory-mapped. `preparation/` writes them.
 
 FOLDER/index.json               what was tokenised how; size and sha256 of every file; totals
        00000-00000.bin …        tokens, little-endian uint16 or uint32, EOS after each document
@@ -95,9 +95,19 @@ class PreparedTokens:
         mend = f"prepare the source again, or name the recipe that {self.folder} was made with"
         if self.index["tokenizer_sha256"] != tokenizer_sha256(tokenizer):
             raise UserError(f"{self.folder} was made with another tokenizer; {mend}")
-        if self.index["selection"] != selection_record(selection):
+        if self.index["selection"] == selection_record(selection):
+            return
+        if self.index["selection"]["held_out_share"] != selection.held_out_share:
             raise UserError(
-                f"{self.folder} leaves out other documents (held_out_share, exclude_documents or eval_sources); {mend}"
+                f"{self.folder} was made with held_out_share {self.index['selection']['held_out_share']}, not "
+                f"{selection.held_out_share}; {mend}"
+            )
+        # Other documents are excluded than then: what counts is that none of them is in the shards.
+        excluded = np.fromiter(selection.excluded, dtype=np.uint64, count=len(selection.excluded))
+        found = int(np.isin(self.hashes, excluded).sum())
+        if found:
+            raise UserError(
+                f"{self.folder} holds {found:,} documents that exclude_documents or eval_sources leave out; {mend}"
             )
 
     def read(self, start: int, stop: int, out: np.ndarray) -> None:

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from genesis_hf.config import Source, write_text
-from genesis_hf.data.ngrams import NgramIndex, Words, batches, split_words
-from genesis_hf.data.pool import exit_with_parent, interrupts_held
+from genesis_hf.data.contamination.ngrams import NgramIndex, Words, batches, split_words
+from genesis_hf.data.preparation.pool import exit_with_parent, interrupts_held
 from genesis_hf.data.readers import open_source
 from genesis_hf.data.selection import Selection, document_hash
 from genesis_hf.errors import UserError

@@ -17,9 +17,9 @@ from typing import Any, Literal
 import numpy as np
 
 from genesis_hf.config import PretrainRecipe, Source, setting, write_text
-from genesis_hf.data.contamination_scan import Job, Targets, Unit, run_units
-from genesis_hf.data.evaluation_sets import find_sets, read_items
-from genesis_hf.data.ngrams import NgramIndex
+from genesis_hf.data.contamination.evaluation_sets import find_sets, read_items
+from genesis_hf.data.contamination.ngrams import NgramIndex
+from genesis_hf.data.contamination.scan import Job, Targets, Unit, run_units
 from genesis_hf.data.readers import expand, plain_suffix, read_documents
 from genesis_hf.data.selection import Selection, document_hash, read_hashes
 from genesis_hf.errors import UserError

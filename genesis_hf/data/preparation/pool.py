@@ -16,7 +16,7 @@ from typing import Any
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from genesis_hf.data.pieces import (
+from genesis_hf.data.preparation.pieces import (
     Counts,
     Part,
     Rules,

@@ -19,7 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import PretrainRecipe, Source, check_positive, recipe_yaml, setting, write_text
-from genesis_hf.data.pieces import (
+from genesis_hf.data.preparation.pieces import (
     Counts,
     HashedFile,
     Part,
@@ -29,12 +29,12 @@ from genesis_hf.data.pieces import (
     hub_shards,
     json_lines,
 )
-from genesis_hf.data.pool import run_parts
+from genesis_hf.data.preparation.pool import run_parts
 from genesis_hf.data.prepared import FORMAT, PreparedTokens, selection_record, tokenizer_sha256
 from genesis_hf.data.readers import expand, open_source
 from genesis_hf.data.selection import recipe_selection
 from genesis_hf.errors import UserError
-from genesis_hf.files import read_json
+from genesis_hf.files import read_json, sync_folder
 from genesis_hf.stages import only_one
 from genesis_hf.tokenizer import load_tokenizer
 
@@ -218,7 +218,7 @@ def open_prepared(
 
 def source_record(source: Source) -> dict[str, Any]:
     """What of a source decides on its documents, beside the content of its files."""
-    keys = ("dataset", "config", "split", "revision", "text_column", "text_template", "filters")
+    keys = ("dataset", "config", "data_dir", "split", "revision", "text_column", "text_template", "filters")
     return {key: getattr(source, key) for key in (*keys, "max_documents", "max_tokens")}
 
 
@@ -302,12 +302,3 @@ def write_index(source: PreparedSource) -> None:
     }
     write_text(folder / "index.json", json.dumps(index, indent=1) + "\n")
     sync_folder(folder)  # the pieces go only when the index is safe
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names of a folder's files durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

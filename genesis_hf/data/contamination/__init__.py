@@ -1,0 +1,1 @@
+"""Evaluation sets and held-out text, looked for in the training text."""
