@@ -122,7 +122,7 @@ class HeldOut:
         totals = torch.zeros(3, dtype=torch.float64, device=self.accelerator.device)
         for index in range(batches):
             part = mine[index * self.batch_size : (index + 1) * self.batch_size]
-            batch = rows_to_batch(part, self.sequence_length, self.padding_id, num_rows=self.batch_size)
+            batch = rows_to_batch(part, self.sequence_length, self.padding_id, self.batch_size)
             inputs = next(batch.micro_batches(self.batch_size))
             inputs = {name: tensor.to(self.accelerator.device) for name, tensor in inputs.items()}
             targets = inputs["labels"][:, 1:]

@@ -1,5 +1,6 @@
 """Pretraining: one loop, read top to bottom."""
 
+import gc
 import json
 import math
 import time
@@ -132,6 +133,8 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             progress.write(line)
 
     model.train()
+    gc.collect()
+    gc.freeze()  # what stands by now stays: no collection during the run walks it
     window_time, window_step, waited = time.perf_counter(), state["step"], 0.0
     item = batches.take()
     with StopSignal() as stop:
@@ -195,6 +198,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                 save()
             if leaving:
                 break
+    gc.unfreeze()
     progress.close()
     batches.close()
     if batches.error is not None:

@@ -8,7 +8,7 @@ import bisect
 import copy
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -281,7 +281,7 @@ class PreparedRows:
         self.ends = self.tokens.ends[:documents]
         self.num_tokens = int(self.ends[-1])
         self.state = copy.deepcopy(state) if state else {"epoch": 0, "next": 0, "row": 0, "seed": None, "counts": {}}
-        self._plan: list[Row] = []  # of the rows from `state["next"]` on, backwards
+        self._plan: Iterator[Row] = iter(())  # the rows from `state["next"]` on that were looked up together
         self._bins: list[list[tuple[int, int, int]]] = []
 
     def fingerprint(self) -> str:
@@ -295,24 +295,24 @@ class PreparedRows:
 
     def _concatenated(self) -> Row | None:
         state = self.state
-        while not self._plan:
+        while (row := next(self._plan, None)) is None:
             if state["epoch"] == self.max_epochs:
                 return None
             first, stop = self._rows_of(state["epoch"])
             if state["next"] == stop - first:
                 state.update(epoch=state["epoch"] + 1, next=0, seed=None)
-                continue
-            self._plan = self._planned(first, stop - first)[::-1]
+            else:
+                self._plan = self._planned(first, stop - first)
         state["next"] += 1
-        return self._plan.pop()
+        return row
 
     def _rows_of(self, epoch: int) -> tuple[int, int]:
         """First row that begins in an epoch, and the first that begins after it."""
         length = self.sequence_length
         return -(-epoch * self.num_tokens // length), -(-(epoch + 1) * self.num_tokens // length)
 
-    def _planned(self, first: int, size: int) -> list[Row]:
-        """The next rows of the epoch, at most `PLANNED_ROWS`."""
+    def _planned(self, first: int, size: int) -> Iterator[Row]:
+        """The next rows of the epoch, at most `PLANNED_ROWS`, looked up at once and made one by one."""
         state, length, total = self.state, self.sequence_length, self.num_tokens
         if state["seed"] is None:
             state["seed"] = self.seed
@@ -332,16 +332,13 @@ class PreparedRows:
         ends = np.arange(parts[-1]) + np.repeat(low - 1 - parts[:-1], documents)
         starts = self.ends[ends].astype(np.int64) - np.repeat(begins, documents)
         starts[parts[:-1]] = 0
-        rows = []
-        parts = parts.tolist()
+        name, epoch, parts = self.source.name, state["epoch"], parts.tolist()
         for number, begin in enumerate(begins.tolist()):
             if begin + length > total:
-                rows.append(self._over_the_end(begin))
+                yield self._over_the_end(begin)
                 continue
             read = partial(self.tokens.read, begin, begin + length)
-            inside = starts[parts[number] : parts[number + 1]]
-            rows.append(Row(self.source.name, state["epoch"], state["epoch"], length, inside, read))
-        return rows
+            yield Row(name, epoch, epoch, length, starts[parts[number] : parts[number + 1]], read)
 
     def _over_the_end(self, begin: int) -> Row:
         """The row that holds an epoch's last tokens and the next one's first."""

@@ -8,7 +8,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,29 +29,53 @@ StreamState = dict[str, Any]
 
 @dataclass
 class StepBatch:
-    """One process's rows of one optimizer step.
+    """One process's rows of one optimizer step, kept small; the model's arguments are made a micro-batch at a time.
 
     Attributes:
-        input_ids, labels: (rows, sequence_length) int64; labels are not shifted. Padding is EOS without a label.
-        position_ids: the same shape, restarting at each document; None when rows are one context.
+        input_ids: (rows, sequence_length) int32; padding is EOS.
+        starts: the same shape, bool: where a document begins. Each position of padding is a document of its own, so
+            nothing attends to it.
+        lengths: (rows,) int64: tokens of each row that are no padding.
+        reset_positions: positions restart at each document; otherwise a row is one context.
+        mask_boundaries: the first token of a document is no label.
         num_items: trained tokens in the step over all processes: what the sum of losses is divided by.
         tokens_by_source: tokens in the step over all processes.
     """
 
     input_ids: torch.Tensor
-    labels: torch.Tensor
-    position_ids: torch.Tensor | None
-    num_items: int
-    tokens_by_source: dict[str, int]
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    reset_positions: bool = True
+    mask_boundaries: bool = True
+    num_items: int = 0
+    tokens_by_source: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """(rows, sequence_length) int64, not shifted."""
+        return self.inputs()["labels"]
+
+    @property
+    def position_ids(self) -> torch.Tensor | None:
+        """(rows, sequence_length) int64; None when rows are one context."""
+        return self.inputs().get("position_ids")
 
     def micro_batches(self, size: int) -> Iterator[dict[str, torch.Tensor]]:
         """The model's arguments for each run of `size` rows."""
         for start in range(0, len(self.input_ids), size):
-            part = slice(start, start + size)
-            batch = {"input_ids": self.input_ids[part], "labels": self.labels[part]}
-            if self.position_ids is not None:
-                batch["position_ids"] = self.position_ids[part]
-            yield batch
+            yield self.inputs(slice(start, start + size))
+
+    def inputs(self, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
+        """input_ids, labels and, with `reset_positions`, position_ids of some rows; int64."""
+        ids, starts = self.input_ids[rows].long(), self.starts[rows]
+        unlabelled = starts
+        if not self.mask_boundaries:
+            unlabelled = torch.arange(ids.shape[1]) >= self.lengths[rows, None]
+        inputs = {"input_ids": ids, "labels": ids.masked_fill(unlabelled, IGNORE_INDEX)}
+        if self.reset_positions:
+            begins = np.flatnonzero(starts.numpy())
+            inputs["position_ids"] = torch.from_numpy(counted_from(begins, ids.numel())).view(ids.shape)
+        return inputs
 
 
 class PackedStream:
@@ -226,17 +250,16 @@ class PackedStream:
         tokens: dict[str, int] = {}
         for row in rows:
             tokens[row.source] = tokens.get(row.source, 0) + row.length
-        mine = rows[self.rank :: self.world_size]
         batch = rows_to_batch(
-            mine,
+            rows[self.rank :: self.world_size],
             self.sequence_length,
             self.padding_id,
+            self.rows_per_step // self.world_size,
             reset_positions=self.reset_positions,
             mask_boundaries=self.mask_boundaries,
-            num_rows=self.rows_per_step // self.world_size,
+            num_items=sum(trained_tokens(row, self.mask_boundaries) for row in rows),
+            tokens_by_source=tokens,
         )
-        batch.num_items = sum(trained_tokens(row, self.mask_boundaries) for row in rows)
-        batch.tokens_by_source = tokens
         return batch, self.state()
 
     def take(self, count: int) -> list[Row]:
@@ -283,41 +306,23 @@ class PackedStream:
 
 
 def rows_to_batch(
-    rows: Sequence[Row],
-    sequence_length: int,
-    padding_id: int,
-    *,
-    reset_positions: bool = True,
-    mask_boundaries: bool = True,
-    num_rows: int | None = None,
+    rows: Sequence[Row], sequence_length: int, padding_id: int, num_rows: int | None = None, **settings: Any
 ) -> StepBatch:
-    """Rows as tensors, filled up with padding to `num_rows`.
-
-    Without `reset_positions` each row is one context, without `mask_boundaries` every token of it a label. Each
-    position of padding is a document of its own: nothing attends to it.
-    """
+    """Rows as tensors, filled up with padding to `num_rows`; `settings` are the batch's other attributes."""
     count = max(len(rows), num_rows or 0)
-    ids = np.full((count, sequence_length), padding_id, dtype=np.int64)
-    begins, padded = [], np.zeros(0, dtype=np.int64)
+    ids = np.empty((count, sequence_length), dtype=np.int32)
+    starts = np.zeros((count, sequence_length), dtype=bool)
+    lengths = np.zeros(count, dtype=np.int64)
+    lengths[: len(rows)] = [row.length for row in rows]
     for number, row in enumerate(rows):
         row.read(ids[number, : row.length])
-        begins.append(row.starts + number * sequence_length)
-    lengths = [*(row.length for row in rows), *[0] * (count - len(rows))]
-    if min(lengths) < sequence_length:
-        padded = np.concatenate(
-            [np.arange(length, sequence_length) + i * sequence_length for i, length in enumerate(lengths)]
-        )
-    documents = np.concatenate(begins) if begins else np.zeros(0, dtype=np.int64)
-
-    labels = ids.copy()
-    labels.reshape(-1)[padded] = IGNORE_INDEX
-    if mask_boundaries:
-        labels.reshape(-1)[documents] = IGNORE_INDEX
-    positions = None
-    if reset_positions:
-        positions = torch.from_numpy(counted_from(np.sort(np.concatenate([documents, padded])), ids.size))
-        positions = positions.view(ids.shape)
-    return StepBatch(torch.from_numpy(ids), torch.from_numpy(labels), positions, 0, {})
+    if rows:
+        firsts = np.repeat(np.arange(len(rows)) * sequence_length, [len(row.starts) for row in rows])
+        starts.reshape(-1)[firsts + np.concatenate([row.starts for row in rows])] = True
+    for number in np.flatnonzero(lengths < sequence_length):
+        ids[number, lengths[number] :] = padding_id
+        starts[number, lengths[number] :] = True
+    return StepBatch(torch.from_numpy(ids), torch.from_numpy(starts), torch.from_numpy(lengths), **settings)
 
 
 def counted_from(starts: np.ndarray, size: int) -> np.ndarray:
