@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +97,25 @@ def write_manifest(folder: Path) -> None:
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
             os.fsync(file.fileno())
-    write_text(folder / "manifest.json", json.dumps({"format": 1, "files": files}, indent=1) + "\n")
+    write_text(folder / "manifest.json", manifest_text(files))
     for subfolder in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync_folder(subfolder)
 
 
-def apply_retention(run: str | Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and what interrupted saves left."""
+def manifest_text(files: dict[str, dict[str, Any]]) -> str:
+    """manifest.json of these files, with a sha256 over their entries: a flipped byte in it shows like any other."""
+    digest = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+    return json.dumps({"format": 1, "files": files, "sha256": digest}, indent=1) + "\n"
+
+
+def apply_retention(run: str | Path, keep: int | None, milestones: Collection[int] = ()) -> None:
+    """Delete what interrupted saves left, and all complete checkpoints but the newest `keep` and the `milestones`."""
     if not is_main():
         return
     for leftover in (Path(run) / "checkpoints").glob(".step_*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    for folder in complete_checkpoints(run)[keep:] if keep else []:
+    passing = [f for f in complete_checkpoints(run) if int(STEP_FOLDER.fullmatch(f.name)[1]) not in milestones]
+    for folder in passing[keep:] if keep else []:
         # Renamed first, so that a crash in the middle leaves no folder that looks like a checkpoint.
         trash = folder.with_name(f".{folder.name}.deleted")
         os.replace(folder, trash)
@@ -128,7 +136,10 @@ def complete_checkpoints(run: str | Path) -> list[Path]:
 def verify_checkpoint(folder: Path) -> list[str]:
     """What is wrong with a checkpoint, a line each; empty when every file has its size and sha256."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)["files"]
+        if text != manifest_text(manifest):
+            return [f"{folder}/manifest.json is not as it was written"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder}/manifest.json cannot be read ({error})"]
     problems = []

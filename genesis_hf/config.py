@@ -5,6 +5,7 @@ A key that no dataclass knows is an error that names the nearest one; so is a va
 
 import dataclasses
 import difflib
+import itertools
 import os
 import sys
 import types
@@ -165,6 +166,11 @@ class PretrainRecipe:
     lr_scheduler_type: Literal["cosine", "linear", "constant", "warmup_stable_decay"] = setting("cosine")
     warmup_steps: int = setting(500, "linear warmup from 0")
     decay_steps: int = setting(0, "warmup_stable_decay: length of the final linear decay")
+    extended_at: list[int] = setting(
+        [], "steps at which the run ended before: there the rate warms up again, then decays to the next end"
+    )
+    anneal_at: int | None = setting(None, "from this step on the rate falls linearly to min_learning_rate …")
+    anneal_steps: int = setting(0, "… in so many steps, at which the run ends")
     optim: Literal["adamw", "muon"] = setting("adamw", "muon: Muon for hidden matrices, AdamW for the rest")
     adam_beta1: float = setting(0.9)
     adam_beta2: float = setting(0.95)
@@ -178,7 +184,9 @@ class PretrainRecipe:
     attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2 …; null: the best at hand")
     logging_steps: int = setting(10, "steps between lines of metrics.jsonl")
     save_steps: int = setting(1000, "steps between checkpoints")
-    save_total_limit: int | None = setting(3, "newest checkpoints kept; null keeps all")
+    save_minutes: float | None = setting(None, "minutes between checkpoints, beside save_steps")
+    save_total_limit: int | None = setting(3, "newest checkpoints kept, milestones apart; null keeps all")
+    keep_steps: list[int] = setting([], "milestones: a checkpoint is saved at each of these steps and never deleted")
     eval_steps: int | None = setting(None, "steps between held-out evaluations; null: at the end only")
     eval_rows: int = setting(64, "rows of each held-out source in an evaluation in the loop")
     stop_at_step: int | None = setting(None, "save and leave at this step; the schedule stays max_steps long")
@@ -202,8 +210,9 @@ class PretrainRecipe:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         check_positive(self, "dataloader_prefetch_factor")
-        if self.max_epochs is not None:
-            check_positive(self, "max_epochs")
+        for name in ("max_epochs", "save_minutes", "save_total_limit"):
+            if getattr(self, name) is not None:
+                check_positive(self, name)
         if not 0 <= self.held_out_share < 1:
             raise UserError(f"held_out_share must lie between 0 and 1, not {self.held_out_share}")
         for change in self.data_changes:
@@ -215,6 +224,26 @@ class PretrainRecipe:
                 )
         if not 0 <= self.warmup_steps <= self.max_steps:
             raise UserError(f"warmup_steps ({self.warmup_steps}) must lie between 0 and max_steps")
+        ends = [0, *self.extended_at, self.max_steps]
+        if any(end - start <= self.warmup_steps for start, end in itertools.pairwise(ends)) and self.extended_at:
+            raise UserError(
+                f"extended_at {self.extended_at}: steps must rise, stay below max_steps ({self.max_steps}) and lie "
+                f"more than warmup_steps ({self.warmup_steps}) apart"
+            )
+        if self.anneal_at is not None:
+            check_positive(self, "anneal_steps")
+            if not self.warmup_steps <= self.anneal_at < self.max_steps:
+                raise UserError(f"anneal_at ({self.anneal_at}) must lie between warmup_steps and max_steps")
+
+    @property
+    def last_step(self) -> int:
+        """The step at which the schedule ends."""
+        return self.max_steps if self.anneal_at is None else self.anneal_at + self.anneal_steps
+
+    @property
+    def milestones(self) -> set[int]:
+        """Steps whose checkpoints stay: `keep_steps`, and each end of the schedule."""
+        return {*self.keep_steps, *self.extended_at, self.last_step}
 
 
 @dataclass

@@ -23,17 +23,16 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, out_of_data: bool = False) -> bool:
-        """Whether any process was asked to stop or has no next batch.
+    def agreed(self, out_of_data: bool, save_due: bool) -> tuple[bool, bool]:
+        """Whether to leave (a process was asked to stop or has no next batch), and whether a save is due by the clock.
 
-        Every process calls it at the same step and gets the same answer.
+        Every process calls it at the same step and gets the same answer, whatever its own was.
         """
-        leaving = out_of_data or self.received is not None
-        if self._group is None:
-            return leaving
-        asked = torch.tensor(float(leaving))
-        dist.all_reduce(asked, group=self._group)
-        return bool(asked)
+        asked = torch.tensor([out_of_data or self.received is not None, save_due], dtype=torch.float32)
+        if self._group is not None:
+            dist.all_reduce(asked, dist.ReduceOp.MAX, group=self._group)
+        leaving, saving = asked.tolist()
+        return bool(leaving), bool(saving)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:

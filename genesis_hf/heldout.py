@@ -103,7 +103,7 @@ class HeldOut:
 
     def due(self, step: int, recipe: PretrainRecipe) -> bool:
         """Whether to evaluate after this step: every `eval_steps`, and at the end."""
-        ends = step == recipe.max_steps
+        ends = step == recipe.last_step
         return bool(self.rows) and (ends or (recipe.eval_steps is not None and step % recipe.eval_steps == 0))
 
     @torch.no_grad()

@@ -34,12 +34,12 @@ from genesis_hf.guard import StopSignal
 from genesis_hf.heldout import HeldOut, hashed_out_sources
 from genesis_hf.metrics import MetricsWriter, flops_per_token, memory_gib, peak_flops
 from genesis_hf.modeling import GenesisConfig, GenesisForCausalLM, model_config, parameter_count
-from genesis_hf.optim import learning_rate, make_optimizers, set_learning_rate
+from genesis_hf.optim import learning_rate, make_optimizers, schedule_plot, set_learning_rate
 from genesis_hf.tokenizer import load_tokenizer
 
 
 def pretrain(recipe: PretrainRecipe) -> Path:
-    """Train from the newest good checkpoint of `output_dir`, or from the start, to `max_steps`.
+    """Train from the newest good checkpoint of `output_dir`, or from the start, to the schedule's end.
 
     Returns:
         the folder of the last checkpoint.
@@ -109,17 +109,19 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     peak = peak_flops()
     flops = flops_per_token(config, recipe.sequence_length, parameters)
 
+    milestones = recipe.milestones
+
     def save() -> None:
         nonlocal folder
         folder = checkpoint_folder(output, state["step"])
         save_checkpoint(folder, model, optimizers, state, recipe_yaml(recipe), tokenizer)
-        apply_retention(output, recipe.save_total_limit)
+        apply_retention(output, recipe.save_total_limit, milestones)
 
     # -------------------------------------------------------------------------------------------- train
-    last_step = min(recipe.max_steps, recipe.stop_at_step or recipe.max_steps)
+    last_step = min(recipe.last_step, recipe.stop_at_step or recipe.last_step)
     batches = Prefetcher(stream, recipe.dataloader_prefetch_factor if recipe.dataloader_num_workers else 0)
     progress = tqdm(
-        total=recipe.max_steps,
+        total=recipe.last_step,
         initial=state["step"],
         desc="pretrain",
         unit="step",
@@ -136,6 +138,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     gc.collect()
     gc.freeze()  # what stands by now stays: no collection during the run walks it
     window_time, window_step, waited = time.perf_counter(), state["step"], 0.0
+    saved_at = time.monotonic()
     item = batches.take()
     with StopSignal() as stop:
         while state["step"] < last_step and item is not None:
@@ -155,8 +158,9 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             for line in bad_records.write(stream.bad_records):
                 say(line)
 
-            leaving = stop.agreed(item is None)
-            saving = step % recipe.save_steps == 0 or step == last_step or leaving
+            overdue = recipe.save_minutes is not None and time.monotonic() - saved_at > 60 * recipe.save_minutes
+            leaving, overdue = stop.agreed(item is None, overdue)
+            saving = step % recipe.save_steps == 0 or step == last_step or step in milestones or leaving or overdue
             evaluating = held_out.due(step, recipe)
 
             # once in a while: numbers, and held-out text; before every save, for no checkpoint may hold a broken model
@@ -196,6 +200,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
             # once in a while: a checkpoint
             if saving:
                 save()
+                saved_at = time.monotonic()
             if leaving:
                 break
     gc.unfreeze()
@@ -209,18 +214,20 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         accelerator.end_training()
 
     # ---------------------------------------------------------------------------------------------- end
-    if state["step"] >= recipe.max_steps:
+    if state["step"] >= recipe.last_step:
         accelerator.print(f"finished: {state['tokens_seen']:,} tokens; {folder}")
     elif item is None and stop.received is None and state["step"] < last_step:
         accelerator.print(
-            f"the data has run dry after step {state['step']:,} of {recipe.max_steps:,} (when_dry: {recipe.when_dry}); "
+            f"the data has run dry after step {state['step']:,} of {recipe.last_step:,} (when_dry: {recipe.when_dry}); "
             f"{folder}"
         )
     else:
         accelerator.print(
-            f"stopped at step {state['step']:,} of {recipe.max_steps:,}; the same command goes on from {folder}"
+            f"stopped at step {state['step']:,} of {recipe.last_step:,}; the same command goes on from {folder}"
         )
     accelerator.print(passes(state["stream"]))
+    if recipe.packing == "best_fit":
+        accelerator.print(packing_losses(state["stream"]["records"], recipe.sequence_length))
     return folder
 
 
@@ -358,7 +365,7 @@ def checkpoint_to_resume(recipe: PretrainRecipe) -> Path | None:
 
 
 def finished(folder: Path, recipe: PretrainRecipe) -> bool:
-    return read_trainer_state(folder)["step"] >= min(recipe.max_steps, recipe.stop_at_step or recipe.max_steps)
+    return read_trainer_state(folder)["step"] >= min(recipe.last_step, recipe.stop_at_step or recipe.last_step)
 
 
 def refuse_other_batch(state: dict[str, Any], rows_per_step: int) -> None:
@@ -384,8 +391,8 @@ def describe(recipe: PretrainRecipe, config: GenesisConfig, parameters: int, num
         f"parameters        {parameters:,}",
         f"tokens per step   {tokens:,} ({batch} rows x {accumulation} micro-batches x {num_processes} processes x "
         f"{recipe.sequence_length} tokens)",
-        f"total tokens      {tokens * recipe.max_steps:,} ({recipe.max_steps:,} steps, "
-        f"{tokens * recipe.max_steps / parameters:.1f} per parameter)",
+        f"total tokens      {tokens * recipe.last_step:,} ({recipe.last_step:,} steps, "
+        f"{tokens * recipe.last_step / parameters:.1f} per parameter)",
         f"compute           {'bfloat16 over float32 weights' if use_bf16(recipe.bf16) else 'float32'}",
     ]
     return "\n".join(lines)
@@ -396,16 +403,19 @@ def plan(recipe: PretrainRecipe) -> str:
     config = model_config(recipe.model)
     processes = recipe.num_processes or 1
     weight = sum(source.weight for source in recipe.sources)
-    shares = ", ".join(f"{s.name} {s.weight / weight:.1%}" for s in recipe.sources)
-    last = recipe.max_steps
-    steps = sorted({1, recipe.warmup_steps or 1, last // 4, last // 2, 3 * last // 4, last} - {0})
-    rates = [f"  step {step:>9,}  {learning_rate(step, recipe):.3e}" for step in steps]
+    sources = [f"  {source.name:40} {source.weight / weight:7.2%}" for source in recipe.sources]
+    last = recipe.last_step
+    named = {1, recipe.warmup_steps or 1, last // 4, last // 2, 3 * last // 4, last, *recipe.extended_at}
+    named |= {end + recipe.warmup_steps for end in recipe.extended_at} | {recipe.anneal_at or last}
+    rates = [f"  step {step:>9,}  {learning_rate(step, recipe):.3e}" for step in sorted(named - {0})]
     return "\n".join(
         [
             describe(recipe, config, parameter_count(config), processes),
-            f"sources           {shares}",
+            "sources, by their share of the tokens",
+            *sources,
             f"learning rate     {recipe.lr_scheduler_type}",
             *rates,
+            schedule_plot(recipe),
         ]
     )
 
@@ -426,6 +436,14 @@ def passes(stream_state: dict[str, Any]) -> str:
     """Whether anything was trained on twice, by the stream's own account."""
     again = [f"{name} in pass {epoch + 1}" for name, epoch in stream_state["epochs"].items() if epoch]
     return f"repeated sources: {', '.join(again)}" if again else "no document of any source came twice"
+
+
+def packing_losses(records: dict[str, dict[str, int]], sequence_length: int) -> str:
+    """What best-fit packing cost: the share of padding in the rows, and of documents that no row holds whole."""
+    total = {kind: sum(counts.get(kind, 0) for counts in records.values()) for kind in ("padding", "rows", "truncated")}
+    packed = sum(counts.get("packed", 0) for counts in records.values())
+    padding, truncated = total["padding"] / (total["rows"] * sequence_length), total["truncated"] / packed
+    return f"best_fit: {padding:.2%} padding, {truncated:.2%} of the documents longer than a row"
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -488,6 +488,13 @@ def test_other_data_is_refused_with_the_difference(make_source, words, change, w
         next(stream)
 
 
+def test_a_place_in_text_is_none_in_token_shards(make_source, words):
+    texts = documents_of([9, 40, 3])
+    _, state = next(stream_of([make_source("x", texts)], words))
+    with pytest.raises(UserError, match="place is one in text, and the recipe names token shards"):
+        stream_of([make_source("x", texts, True)], words, state=state, accept_data_change=True)
+
+
 def test_accepted_weights_hold_from_the_next_block_on_and_lose_nothing(make_source, words):
     lengths = [[9, 40, 3] * 5] * 2
     before = mixed(make_source, lengths, [True, False], [1, 1])

@@ -285,6 +285,69 @@ def test_learning_rate_is_a_pure_function(values):
     assert learning_rate(90, recipe) == pytest.approx((3e-3 + 3e-4) / 2)
 
 
+def test_milestones_are_saved_and_stay(values):
+    train(values, save_steps=2, save_total_limit=1, keep_steps=[3, 6])
+    kept = [folder.name for folder in complete_checkpoints(values["output_dir"])]
+    assert kept == ["step_000000012", "step_000000010", "step_000000006", "step_000000003"]
+
+
+def test_a_checkpoint_is_saved_by_the_clock(values):
+    train(values, save_steps=100, save_minutes=1e-9, save_total_limit=None)
+    assert len(complete_checkpoints(values["output_dir"])) == 12
+
+
+def test_verify_checkpoint_names_what_is_damaged(values):
+    train(values)
+    good = run_script("scripts/verify_checkpoint.py", values["output_dir"])
+    assert good.stdout.count(": good, ") == 3
+    newest, older, _ = complete_checkpoints(values["output_dir"])
+    for path, position in ((newest / "trainer_state.json", 5), (older / "manifest.json", 1)):
+        content = bytearray(path.read_bytes())
+        content[position] ^= 0x20
+        path.write_bytes(content)
+    found = run_script("scripts/verify_checkpoint.py", values["output_dir"], check=False)
+    assert found.returncode == 2
+    assert "trainer_state.json has another sha256" in found.stdout
+    assert f"{older}/manifest.json" in found.stdout
+    assert found.stdout.count(": good, ") == 1
+    missing = run_script("scripts/verify_checkpoint.py", "nowhere", check=False)
+    assert missing.returncode == 2
+    assert "nowhere: no such folder" in missing.stderr
+
+
+def test_an_extended_run_keeps_its_past_and_warms_up_again(values):
+    settings = {"warmup_steps": 10, "min_learning_rate": 3e-4}
+    first = build(PretrainRecipe, {**values, **settings, "max_steps": 100}, "test")
+    extended = build(PretrainRecipe, {**values, **settings, "max_steps": 300, "extended_at": [100, 200]}, "test")
+    assert [learning_rate(s, extended) for s in range(1, 101)] == [learning_rate(s, first) for s in range(1, 101)]
+    assert learning_rate(105, extended) == pytest.approx((3e-4 + 3e-3) / 2)
+    for begin in (100, 200):
+        assert learning_rate(begin + 10, extended) == pytest.approx(3e-3)
+        assert learning_rate(begin + 55, extended) == pytest.approx((3e-3 + 3e-4) / 2)
+        assert learning_rate(begin + 100, extended) == pytest.approx(3e-4)
+    with pytest.raises(UserError, match="extended_at"):
+        build(PretrainRecipe, {**values, **settings, "max_steps": 300, "extended_at": [200, 205]}, "test")
+
+
+def test_annealing_falls_in_a_line_from_the_schedule_and_ends_the_run(values, tmp_path):
+    recipe = build(PretrainRecipe, {**values, "max_steps": 100, "anneal_at": 50, "anneal_steps": 10}, "test")
+    plain = build(PretrainRecipe, {**values, "max_steps": 100}, "test")
+    assert learning_rate(50, recipe) == learning_rate(50, plain)
+    assert learning_rate(55, recipe) == pytest.approx((learning_rate(50, plain) + recipe.min_learning_rate) / 2)
+    assert learning_rate(60, recipe) == pytest.approx(recipe.min_learning_rate)
+    train(values, stop_at_step=4)
+    trunk = complete_checkpoints(values["output_dir"])[0]
+    branch = {"resume_from_checkpoint": str(trunk), "output_dir": str(tmp_path / "branch")}
+    assert train(values, **branch, anneal_at=4, anneal_steps=3).name == "step_000000007"
+    rates = [record["learning_rate"] for record in read_metrics(tmp_path / "branch" / "metrics.jsonl")]
+    assert rates[-1] == pytest.approx(3e-5)
+
+
+def test_a_finished_run_is_extended(values):
+    train(values, max_steps=6)
+    assert train(values, extended_at=[6]).name == "step_000000012"
+
+
 def test_a_run_directory_serves_as_a_model(values):
     folder = train(values)
     exported = resolve_model(values["output_dir"])

@@ -129,6 +129,14 @@ def test_a_branch_with_new_weights_is_exact(values, tmp_path):  # noqa: F811
         train(values, resume_from_checkpoint=str(tmp_path / "branch"), output_dir=str(tmp_path / "other"), max_steps=16)
 
 
+def test_best_fit_says_what_it_cost(values, capfd):  # noqa: F811
+    train(values, packing="best_fit", max_steps=4, warmup_steps=0)
+    records = read_metrics(f"{values['output_dir']}/metrics.jsonl")[-1]["records"]
+    counts = {k: sum(r[k] for r in records.values()) for k in ("padding", "rows", "truncated", "packed")}
+    assert 0 < counts["padding"] / counts["rows"] / 64 < 0.1
+    assert f"best_fit: {counts['padding'] / counts['rows'] / 64:.2%} padding, " in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("workers", [0, 3])
 def test_workers_change_no_number(values, tmp_path, workers):  # noqa: F811
     train(values, output_dir=str(tmp_path / "one"), max_steps=4)

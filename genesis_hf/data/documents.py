@@ -1,18 +1,23 @@
 """Token documents of a text source: blocks read, selected, tokenised ahead, and permuted."""
 
+import os
 import threading
+from array import array
 from dataclasses import dataclass, field
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from genesis_hf.config import Source
-from genesis_hf.data.blocks import Position
+from genesis_hf.data.blocks import Block, Position
 from genesis_hf.data.prefetch import Background
 from genesis_hf.data.readers import open_source
 from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection
 from genesis_hf.tokenizer import encode_documents
+
+READING = threading.Semaphore(4)
+"""For threads that read records ahead."""
 
 ENCODE_CHARACTERS = 2**19
 """Text tokenised in one call: enough for the tokenizer's threads; its result takes some 430 bytes a token."""
@@ -55,7 +60,8 @@ class BlockLoader:
         self.selection = selection
         self.documents = documents
         self.slots = slots
-        self._ahead: tuple[Position, Background] | None = None
+        self._ahead: tuple[Position, Background] | None = None  # the block asked for next
+        self._read: tuple[Position, Background] | None = None  # the records of the one after it
 
     def read_ahead(self, position: Position) -> None:
         """Begin with the block that will be asked for next."""
@@ -76,8 +82,18 @@ class BlockLoader:
             self.read_ahead(block.following)
         return block
 
+    def _records(self, position: Position) -> Block:
+        """Reads the records of a block, and begins with the next one's: reading has one thread, tokenising several."""
+        before, self._read = self._read, None
+        block = before[1].result() if before is not None else None  # waits even for a wrong guess, as `load` does
+        if before is None or before[0] != position:
+            block = self.reader.read_block(position, self.documents)
+        if self.slots is not None and block.position is not None:
+            self._read = (block.position, Background(READING, self.reader.read_block, block.position, self.documents))
+        return block
+
     def _load(self, position: Position) -> TokenBlock:
-        read = self.reader.read_block(position, self.documents)
+        read = self._records(position)
         uses = [self.selection.use(text) for text in read.texts]
         texts = [text for text, use in zip(read.texts, uses, strict=True) if use == "train"]
         counts = {
@@ -88,16 +104,38 @@ class BlockLoader:
             "excluded": uses.count("excluded"),
             "bad": sum(record.count for record in read.bad),
         }
-        return TokenBlock(token_documents(self.tokenizer, texts), read.position, counts, read.bad)
+        overlap = self.slots is not None and available_cores() > 1
+        documents = token_documents(self.tokenizer, texts, overlap)
+        return TokenBlock(documents, read.position, counts, read.bad)
 
 
-def token_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
-    """Each text's int32 ids with EOS at the end."""
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def token_documents(tokenizer: PreTrainedTokenizerFast, texts: list[str], overlap: bool = False) -> list[np.ndarray]:
+    """Each text's int32 ids with EOS at the end.
+
+    With `overlap`, one run of texts is tokenised while the ids of the one before are copied: the tokenizer has several
+    threads, the copying one.
+    """
+    if not overlap:
+        return [document for run in chunks(texts) for document in tokenised(tokenizer, run)]
     documents: list[np.ndarray] = []
-    for chunk in chunks(texts):
-        for ids in encode_documents(tokenizer, chunk):
-            ids.append(tokenizer.eos_token_id)
-            documents.append(np.fromiter(ids, dtype=np.int32, count=len(ids)))
+    both, before = threading.Semaphore(2), None
+    for run in chunks(texts):
+        task = Background(both, tokenised, tokenizer, run)
+        documents += before.result() if before else []
+        before = task
+    return documents + (before.result() if before else [])
+
+
+def tokenised(tokenizer: PreTrainedTokenizerFast, texts: list[str]) -> list[np.ndarray]:
+    documents = []
+    for ids in encode_documents(tokenizer, texts):
+        ids.append(tokenizer.eos_token_id)
+        documents.append(np.frombuffer(array("i", ids), dtype=np.int32))  # a quarter faster than np.fromiter
     return documents
 
 

@@ -24,6 +24,13 @@ def refuse_other_data(state: dict[str, Any], now: dict[str, Any], accept: bool) 
                 f"the checkpoint's data stream had another {key} ({brief(then.get(key))} then, {brief(now[key])} now); "
                 "restore it or start in a new output_dir"
             )
+    for name, source in then["sources"].items():
+        if name in now["sources"] and source["prepared"] != now["sources"][name]["prepared"]:
+            was, is_ = ("token shards", "text") if source["prepared"] else ("text", "token shards")
+            raise UserError(
+                f"source {name}: the checkpoint's place is one in {was}, and the recipe names {is_}; restore it or "
+                "start in a new output_dir"
+            )
     undecided = state["begin"]["row"] + (state["index"] > 0)  # first row at which a block can still begin
     found = differences(then, now, undecided)
     if found and not accept:

@@ -437,8 +437,9 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[tuple[int, int,
 
 
 def packed_counts(lengths: Sequence[int], rows: int, capacity: int) -> dict[str, int]:
-    """Documents that no row holds whole, rows, and tokens of padding in them."""
+    """Documents, those of them that no row holds whole, rows, and tokens of padding in these."""
     return {
+        "packed": len(lengths),
         "truncated": sum(length > capacity for length in lengths),
         "rows": rows,
         "padding": rows * capacity - sum(lengths),

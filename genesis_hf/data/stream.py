@@ -168,6 +168,7 @@ class PackedStream:
             "sources": {
                 name: {
                     "weight": rows.source.weight,
+                    "prepared": rows.source.prepared is not None,
                     "data": rows.fingerprint(),
                     "caps": [rows.source.max_documents, rows.source.max_tokens, rows.max_epochs],
                 }
