@@ -23,7 +23,7 @@ class StopSignal:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, out_of_data: bool, save_due: bool) -> tuple[bool, bool]:
+    def agreed(self, out_of_data: bool = False, save_due: bool = False) -> tuple[bool, bool]:
         """Whether to leave (a process was asked to stop or has no next batch), and whether a save is due by the clock.
 
         Every process calls it at the same step and gets the same answer, whatever its own was.

@@ -232,7 +232,8 @@ class RunCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         """Every process leaves at the same step, even where the signal reached them at different ones."""
-        if self.stop.agreed():
+        leaving, _ = self.stop.agreed()
+        if leaving:
             control.should_save = control.should_training_stop = True
         return control
 
