@@ -10,11 +10,15 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import json
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# A shell's background job ignores Ctrl-C, and all that it starts inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).parents[1]
 
