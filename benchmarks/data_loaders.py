@@ -9,6 +9,7 @@ import glob
 import importlib
 import sys
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
@@ -59,13 +60,13 @@ class Batch(NamedTuple):
     state: Callable[[], Any]
 
 
-class Loader:
+class Loader(ABC):
     """One of the compared.
 
     Attributes:
         name: in tables.
         modules: imported before any clock starts, as the tokenizer is loaded.
-        prepares: False: it reads text and tokenises as it goes.
+        prepares: it has a `prepare(job)` that writes `job.folder` from `job.files`; else it tokenises as it goes.
         any_length: what it prepares serves every sequence length.
         resumes: it has a state to go on from.
     """
@@ -86,13 +87,9 @@ class Loader:
             importlib.import_module(module)
         self.tokenizer = load_tokenizer(job.tokenizer)
 
-    def prepare(self, job: Job) -> None:
-        """Write `job.folder` from `job.files`."""
-        raise NotImplementedError
-
+    @abstractmethod
     def batches(self, job: Job, state: Any = None, epochs: int = 1) -> Iterator[Batch]:
         """Passes over the data, shuffled; with a state, what follows after it."""
-        raise NotImplementedError
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ so a stream that keeps it can go on in a new process without reading from the st
 What can't be read is never raised: it stands in the block's `bad`, and reading goes on after it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +39,7 @@ class Block:
     filtered: int = 0
 
 
-class Reader:
+class Reader(ABC):
     """Blocks of what `_open` gives; an iterator that stands at the position asked for is used again."""
 
     start: Position
@@ -50,17 +51,17 @@ class Reader:
         self._items: Iterator[Item] | None = None
         self._expected: Position | None = None
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Changes with what the source reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _open(self, position: Position) -> Iterator[Item]:
         """Every record from a position on."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _position(self) -> Position:
         """Where the item after the one last taken stands."""
-        raise NotImplementedError
 
     def read_block(self, position: Position, count: int) -> Block:
         """The next `count` documents; fewer at the source's end, after very long ones and after `count` bad records."""

@@ -4,7 +4,6 @@ The sequence of rows depends on the recipe, the seed and the data alone. Every p
 keeps each `world_size`-th row, so the number of processes changes who trains on a row, never which row comes next.
 """
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from genesis_hf.config import PretrainRecipe, Source
 from genesis_hf.data.fingerprint import refuse_other_data, same_documents, without_open_block
 from genesis_hf.data.mixture import Mixture, Settings, ShuffledRows
 from genesis_hf.data.packing import PreparedRows, Row, TextRows
+from genesis_hf.data.prepared import tokenizer_sha256
 from genesis_hf.data.records import BadRecord
 from genesis_hf.data.selection import Selection, recipe_selection
 from genesis_hf.errors import UserError
@@ -340,7 +340,3 @@ def counted_from(starts: np.ndarray, size: int) -> np.ndarray:
 def trained_tokens(row: Row, mask_boundaries: bool) -> int:
     """Labels of a row that count after the shift: all but the first of each document, or of the row."""
     return row.length - len(row.starts) if mask_boundaries else row.length - 1
-
-
-def tokenizer_sha256(tokenizer: PreTrainedTokenizerFast) -> str:
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
