@@ -179,16 +179,40 @@ class PretrainRecipe:
     weight_decay: float = setting(0.1, "on matrices; never on norms and embeddings")
     max_grad_norm: float = setting(1.0, "gradient clipping; 0 is off")
     bf16: bool | None = setting(None, "bfloat16 compute over fp32 weights; null: where the hardware has it")
-    gradient_checkpointing: bool = setting(False, "recompute each block's activations in the backward pass")
+    gradient_checkpointing: bool | Literal["none", "full", "selective"] = setting(
+        False, "recompute in the backward pass: full, each block's activations; selective, all but products of matrices"
+    )
     torch_compile: bool = setting(False, "torch.compile of each block")
     attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2 …; null: the best at hand")
+    loss_implementation: Literal["chunked", "liger"] = setting("chunked", "liger: its fused kernel, on a GPU")
+    cpu_offload: bool = setting(False, "FSDP: weights, gradients and optimizer in the computer's memory")
+    fp8: bool = setting(False, "matrix products in fp8 (torchao), on cards that have it")
+    auto_find_batch_size: bool = setting(
+        True, "out of memory: halve per_device_train_batch_size and double the accumulation"
+    )
     logging_steps: int = setting(10, "steps between lines of metrics.jsonl")
     save_steps: int = setting(1000, "steps between checkpoints")
     save_minutes: float | None = setting(None, "minutes between checkpoints, beside save_steps")
     save_total_limit: int | None = setting(3, "newest checkpoints kept, milestones apart; null keeps all")
     keep_steps: list[int] = setting([], "milestones: a checkpoint is saved at each of these steps and never deleted")
+    save_async: bool = setting(True, "write checkpoints while training goes on; costs their size in memory")
+    save_copy_dir: str | None = setting(None, "a second folder (another disk) that each checkpoint is copied to")
+    push_to_hub: bool = setting(False, "upload each checkpoint in the background, a branch of its own")
+    hub_model_id: str | None = setting(None, "owner/name of the Hub repository")
+    hub_private_repo: bool = setting(True, "make the Hub repository a private one")
     eval_steps: int | None = setting(None, "steps between held-out evaluations; null: at the end only")
     eval_rows: int = setting(64, "rows of each held-out source in an evaluation in the loop")
+    sample_prompts: list[str] = setting([], "texts to continue, greedily, to see the model learn")
+    sample_steps: int | None = setting(None, "steps between sample continuations; null: with each evaluation")
+    sample_max_new_tokens: int = setting(32, "tokens of a sample continuation")
+    max_skipped_steps: int = setting(10, "steps in a row, loss or gradient not finite, until the run stops")
+    spike_sigma: float | None = setting(None, "a loss so many standard deviations above the recent mean is a spike")
+    spike_action: Literal["skip", "rollback"] = setting(
+        "skip", "a spike: skip its update, or also go back to the newest checkpoint, past the data in between"
+    )
+    hang_minutes: float | None = setting(
+        30.0, "minutes without progress until each process writes its stacks to a file and aborts; null: never"
+    )
     stop_at_step: int | None = setting(None, "save and leave at this step; the schedule stays max_steps long")
     seed: int = setting(42)
     report_to: list[str] = setting([], "trackers beside metrics.jsonl: tensorboard, wandb, trackio")
@@ -210,7 +234,9 @@ class PretrainRecipe:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         check_positive(self, "dataloader_prefetch_factor")
-        for name in ("max_epochs", "save_minutes", "save_total_limit"):
+        check_positive(self, "max_skipped_steps")
+        check_positive(self, "sample_max_new_tokens")
+        for name in ("max_epochs", "save_minutes", "save_total_limit", "sample_steps", "spike_sigma", "hang_minutes"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if not 0 <= self.held_out_share < 1:
@@ -230,10 +256,17 @@ class PretrainRecipe:
                 f"extended_at {self.extended_at}: steps must rise, stay below max_steps ({self.max_steps}) and lie "
                 f"more than warmup_steps ({self.warmup_steps}) apart"
             )
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("push_to_hub needs hub_model_id (owner/name)")
         if self.anneal_at is not None:
             check_positive(self, "anneal_steps")
             if not self.warmup_steps <= self.anneal_at < self.max_steps:
                 raise UserError(f"anneal_at ({self.anneal_at}) must lie between warmup_steps and max_steps")
+
+    @property
+    def recompute(self) -> str:
+        """`gradient_checkpointing` as a word: none, full or selective."""
+        return {False: "none", True: "full"}.get(self.gradient_checkpointing, self.gradient_checkpointing)
 
     @property
     def last_step(self) -> int:

@@ -23,7 +23,6 @@ from genesis_hf.config import ConversationSource, DPORecipe, write_text
 from genesis_hf.conversations import Fault, SourceReport, mixture_table, read_mixture, to_pair
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
-from genesis_hf.metrics import read_metrics
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.post_training import (
     LengthGroupedMixin,
@@ -36,6 +35,7 @@ from genesis_hf.post_training import (
     write_summary,
 )
 from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.training.metrics import read_metrics
 from genesis_hf.uncertainty import standard_error
 
 DEFAULTS = {

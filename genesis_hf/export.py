@@ -15,7 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from genesis_hf.checkpoint import find_checkpoint, load_model
+from genesis_hf.checkpoint.folders import find_checkpoint
+from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.files import edit_json, file_sha256, folder_sha256, read_json

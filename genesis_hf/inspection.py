@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
-from genesis_hf.checkpoint import complete_checkpoints, read_trainer_state
+from genesis_hf.checkpoint.folders import complete_checkpoints, read_trainer_state
 from genesis_hf.config import InspectDataRecipe, PretrainRecipe
 from genesis_hf.data.stream import PackedStream, StreamState, rows_to_batch
 from genesis_hf.errors import UserError

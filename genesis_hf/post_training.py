@@ -30,13 +30,13 @@ from transformers import (
 from transformers.trainer_callback import ProgressCallback
 
 from genesis_hf.config import parse_recipe, read_yaml, recipe_dict, write_text
-from genesis_hf.distributed import use_bf16
 from genesis_hf.errors import UserError
 from genesis_hf.export import speak_transformers_4
 from genesis_hf.files import edit_json, read_json
-from genesis_hf.guard import StopSignal
-from genesis_hf.metrics import MetricsWriter
 from genesis_hf.tokenizer import save_tokenizer
+from genesis_hf.training.distributed import use_bf16
+from genesis_hf.training.metrics import MetricsWriter
+from genesis_hf.training.signals import StopSignal
 
 FREE_KEYS = {
     *("env", "dry_run", "resume_from_checkpoint", "use_cpu", "report_to", "disable_tqdm", "logging_steps"),

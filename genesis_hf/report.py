@@ -17,7 +17,7 @@ from genesis_hf.config import read_yaml, write_text
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation import RESULTS
 from genesis_hf.files import read_json
-from genesis_hf.metrics import read_metrics
+from genesis_hf.training.metrics import read_metrics
 
 Rows = list[list[str]]
 """A table as text; the first row is its head."""

@@ -8,7 +8,8 @@ import _env  # noqa: F401
 
 from genesis_hf.config import PretrainRecipe, parse_recipe, recipe_yaml
 from genesis_hf.errors import report_user_errors
-from genesis_hf.pretrain import plan, pretrain
+from genesis_hf.training.plan import plan
+from genesis_hf.training.pretrain import pretrain
 
 
 def main() -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from genesis_hf.checkpoint import complete_checkpoints, find_checkpoint, verify_checkpoint
+from genesis_hf.checkpoint.folders import complete_checkpoints, find_checkpoint
+from genesis_hf.checkpoint.manifest import verify_checkpoint
 from genesis_hf.errors import report_user_errors
 
 

@@ -103,7 +103,7 @@ def test_env_of_a_recipe_is_set_before_torch_is_imported(recipe_file):
 @pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("recipes/*/pretrain.yaml")))
 def test_dry_run_needs_neither_data_nor_gpu(path):
     (recipe,) = parse_recipe(PretrainRecipe, argv=["--config", str(ROOT / path)])
-    from genesis_hf.pretrain import plan
+    from genesis_hf.training.plan import plan
 
     expected = {
         "genesis-1b": ("1,000,441,344", "524,288", "41,943,040,000"),

@@ -16,8 +16,8 @@ from genesis_hf.config import ConversationSource
 from genesis_hf.conversations import Fault, to_pair
 from genesis_hf.dpo import encode_preferences, parse_dpo_recipe, train_dpo
 from genesis_hf.errors import UserError
-from genesis_hf.metrics import read_metrics
 from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.training.metrics import read_metrics
 
 
 @pytest.fixture(scope="session")

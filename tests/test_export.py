@@ -13,7 +13,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from genesis_hf import export as export_module
-from genesis_hf.checkpoint import checkpoint_folder, save_checkpoint
+from genesis_hf.checkpoint.folders import checkpoint_folder
+from genesis_hf.checkpoint.save import save_checkpoint
 from genesis_hf.config import ExportRecipe, parse_recipe
 from genesis_hf.errors import UserError
 from genesis_hf.export import check_tokenizer_fits, export_checkpoint

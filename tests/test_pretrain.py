@@ -11,13 +11,15 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import ROOT, TINY_MODEL, launch, run_script
 from transformers import LlamaForCausalLM
 
-from genesis_hf.checkpoint import complete_checkpoints, load_model, verify_checkpoint
+from genesis_hf.checkpoint.folders import complete_checkpoints
+from genesis_hf.checkpoint.manifest import verify_checkpoint
+from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import PretrainRecipe, build
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
-from genesis_hf.metrics import read_metrics
-from genesis_hf.optim import learning_rate
-from genesis_hf.pretrain import pretrain
+from genesis_hf.training.metrics import read_metrics
+from genesis_hf.training.pretrain import pretrain
+from genesis_hf.training.schedule import learning_rate
 
 
 @pytest.fixture
@@ -153,7 +155,7 @@ def test_sigterm_saves_and_the_next_run_goes_on(values, tmp_path):
     recipe = write_recipe({**values, "output_dir": parts, "save_steps": 1000}, tmp_path / "recipe.yaml")
     program = (
         # The signal arrives while step 4 computes.
-        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.pretrain as p\n"
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.training.pretrain as p\n"
         "rate = p.set_learning_rate\n"
         "def hooked(optimizers, step, recipe):\n"
         "    if step == 4: os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -172,7 +174,7 @@ def test_a_kill_loses_nothing_before_the_last_checkpoint(values, tmp_path):
     train(values, output_dir=whole)
     recipe = write_recipe({**values, "output_dir": parts}, tmp_path / "recipe.yaml")
     program = (
-        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.checkpoint as c\n"
+        "import os, signal, sys; sys.path.insert(0, 'scripts'); import genesis_hf.checkpoint.save as c\n"
         # The second save is killed when its folder is complete but for the manifest.
         "original = c.write_manifest\n"
         "def killed(folder):\n"

@@ -10,13 +10,13 @@ from conftest import launch, run_script
 from small_data import write_jsonl
 from test_pretrain import assert_same_run, losses, train, values, weights, write_recipe  # noqa: F401
 
-from genesis_hf.checkpoint import complete_checkpoints, read_trainer_state
+from genesis_hf.checkpoint.folders import complete_checkpoints, read_trainer_state
 from genesis_hf.config import PretrainRecipe, build
 from genesis_hf.data.selection import Selection
 from genesis_hf.data.stream import PackedStream
 from genesis_hf.errors import UserError
-from genesis_hf.metrics import read_metrics
 from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.training.metrics import read_metrics
 
 
 def small_blocks(values):  # noqa: F811

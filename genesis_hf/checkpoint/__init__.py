@@ -1,0 +1,1 @@
+"""Checkpoints as transactions: complete or absent, verified before they are read."""

@@ -1,0 +1,1 @@
+"""From recipe to checkpoints: the pretraining loop and what stands around it."""
