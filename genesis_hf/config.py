@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import itertools
 import os
+import re
 import sys
 import types
 import typing
@@ -20,6 +21,9 @@ import yaml
 from genesis_hf.errors import UserError
 
 T = TypeVar("T")
+
+SECRET = re.compile("TOKEN(?!IZERS)|SECRET|PASSWORD|(^|_)KEY", re.IGNORECASE)
+"""In the name of an environment variable whose value is nobody's business."""
 
 
 def setting(default: Any = dataclasses.MISSING, help: str = "") -> Any:
@@ -183,7 +187,9 @@ class PretrainRecipe:
         False, "recompute in the backward pass: full, each block's activations; selective, all but products of matrices"
     )
     torch_compile: bool = setting(False, "torch.compile of each block")
-    attn_implementation: str | None = setting(None, "sdpa, eager, flash_attention_2 …; null: the best at hand")
+    attn_implementation: str | None = setting(
+        None, "documents, sdpa, flash_attention_2 …; null: documents on a CPU, sdpa on a GPU"
+    )
     loss_implementation: Literal["chunked", "liger"] = setting("chunked", "liger: its fused kernel, on a GPU")
     cpu_offload: bool = setting(False, "FSDP: weights, gradients and optimizer in the computer's memory")
     fp8: bool = setting(False, "matrix products in fp8 (torchao), on cards that have it")
@@ -673,8 +679,11 @@ def recipe_dict(recipe: Any) -> dict[str, Any]:
 
 
 def recipe_yaml(recipe: Any) -> str:
-    """The resolved recipe as YAML text."""
-    return yaml.safe_dump(recipe_dict(recipe), sort_keys=False, allow_unicode=True)
+    """The resolved recipe as YAML text, without the values in `env` that are secrets by their names."""
+    values = recipe_dict(recipe)
+    if isinstance(values.get("env"), dict):
+        values["env"] = {k: "(not stored)" if SECRET.search(k) else v for k, v in values["env"].items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

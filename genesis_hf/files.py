@@ -25,9 +25,16 @@ def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def file_sha256(path: Path, progress: Callable[[int], object] | None = None) -> str:
+    """sha256 of a file as hexadecimal digits; `progress` is told of each number of bytes read."""
+    digest = hashlib.sha256()
+    chunk = memoryview(bytearray(1 << 20))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(chunk):
+            digest.update(chunk[:size])
+            if progress is not None:
+                progress(size)
+    return digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

@@ -16,11 +16,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
+from genesis_hf.attention import DOCUMENTS, document_bounds
 from genesis_hf.config import nearest, read_yaml
 from genesis_hf.errors import UserError
-
-IGNORE_INDEX = -100
-"""Label of a token that is not trained on (torch.nn.functional.cross_entropy's default)."""
+from genesis_hf.losses import IGNORE_INDEX, chunked_cross_entropy
 
 FIRST_LOGIT_STD = 0.2
 """Standard deviation of the logits before training: logits of variance s² lift the first loss s²/2 = 0.02 nats
@@ -72,25 +71,53 @@ class GenesisModel(GenesisInitialization, LlamaModel):
     """Token ids (batch, length) → hidden states (batch, length, hidden); no KV cache in training.
 
     Rows that pack several documents pass `position_ids` restarting at 0 and no `attention_mask`: each token then
-    attends within its own document.
+    attends within its own document. Where `config._attn_implementation` is "documents", `cu_seq_lens` (int32, as
+    `genesis_hf.attention.document_bounds` makes it) says where they begin; left out, it is read off `position_ids`,
+    for which a GPU must be waited for.
     """
 
     config_class = GenesisConfig
 
-    def forward(self, *args: Any, use_cache: bool | None = None, **kwargs: Any) -> BaseModelOutputWithPast:
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        cu_seq_lens: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
         # With a cache, transformers silently drops the document boundaries it reads off position_ids.
-        return super().forward(*args, use_cache=False if self.training else use_cache, **kwargs)
+        use_cache = False if self.training else use_cache
+        by_documents = self.config._attn_implementation == DOCUMENTS and attention_mask is None and use_cache is False
+        if input_ids is None or position_ids is None or not by_documents:
+            return super().forward(
+                input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **kwargs
+            )
+        if cu_seq_lens is None:
+            cu_seq_lens = document_bounds(position_ids)
+        torch._dynamo.maybe_mark_dynamic(cu_seq_lens, 0)  # each batch has another number of documents
+        hidden = self.embed_tokens(input_ids)
+        rotary = self.rotary_emb(hidden, position_ids=position_ids)
+        for layer in self.layers:
+            hidden = layer(hidden, position_embeddings=rotary, cu_seq_lens=cu_seq_lens)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
 
 
 class GenesisHead(nn.Linear):
     """The output projection; given labels it returns the summed loss instead of logits.
 
     The loss is computed inside this module's call, because FSDP2 gathers and frees a module's weight around it.
+
+    Attributes:
+        summed_loss: one of `genesis_hf.losses`: hidden (rows, hidden), weight, labels (rows,) → fp32 scalar.
     """
+
+    summed_loss = staticmethod(chunked_cross_entropy)
 
     def forward(self, hidden: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """(…, hidden) → logits (…, vocab); with labels (rows,) and hidden (rows, hidden): the sum of their losses."""
-        return super().forward(hidden) if labels is None else chunked_cross_entropy(hidden, self.weight, labels)
+        return super().forward(hidden) if labels is None else self.summed_loss(hidden, self.weight, labels)
 
 
 class GenesisForCausalLM(GenesisInitialization, LlamaForCausalLM):
@@ -139,63 +166,6 @@ class GenesisForCausalLM(GenesisInitialization, LlamaForCausalLM):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])
         return CausalLMOutputWithPast(loss=loss, logits=logits)
-
-
-def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropy of `hidden @ weight.T` against `labels`, in nats; an fp32 scalar.
-
-    Args:
-        hidden: (rows, hidden), any float dtype. weight: (vocab, hidden). labels: (rows,) int64.
-    """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients are taken chunk by chunk in the forward pass, so logits are computed once and never kept."""
-
-    @staticmethod
-    def forward(ctx, hidden, weight, labels):
-        rows, vocab = hidden.shape[0], weight.shape[0]
-        # Large enough to keep the matrix units busy, small enough that a chunk's fp32 logits stay under 256 MiB.
-        chunk_rows = max(1, min(math.ceil(rows / 4), 2**26 // vocab))
-        device = hidden.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        matrix = weight.to(dtype)
-        needs_hidden, needs_weight, _ = ctx.needs_input_grad
-        hidden_grad = torch.empty_like(hidden) if needs_hidden else None
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        total = torch.zeros((), device=hidden.device, dtype=torch.float32)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, rows, chunk_rows):
-                part = slice(start, start + chunk_rows)
-                states, target = hidden[part].to(dtype), labels[part, None]
-                kept = target != IGNORE_INDEX
-                target = target.clamp(min=0)
-                logits = (states @ matrix.T).float()
-                normalizer = logits.logsumexp(dim=-1, keepdim=True)
-                total += ((normalizer - logits.gather(1, target)) * kept).sum()
-                if not (needs_hidden or needs_weight):
-                    continue
-                # d loss / d logits = softmax - one-hot, in place of the logits
-                grad = logits.sub_(normalizer).exp_()
-                grad.scatter_add_(1, target, torch.full_like(normalizer, -1.0))
-                grad = grad.mul_(kept).to(dtype)
-                if needs_hidden:
-                    hidden_grad[part] = grad @ matrix
-                if needs_weight:
-                    weight_grad += grad.T @ states
-        ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.weight_dtype = weight.dtype
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        hidden_grad, weight_grad = ctx.saved_tensors
-        if hidden_grad is not None:
-            hidden_grad = hidden_grad * grad_output.to(hidden_grad.dtype)
-        if weight_grad is not None:
-            weight_grad = (weight_grad * grad_output).to(ctx.weight_dtype)
-        return hidden_grad, weight_grad, None
 
 
 def model_config(model: dict[str, Any] | str, vocab_size: int | None = None) -> GenesisConfig:

@@ -1,4 +1,4 @@
-"""Check checkpoints against their manifests: every file there, of its size, with its sha256.
+"""Check checkpoints: every file as its manifest says, and all in them that a resume needs.
 
     python scripts/verify_checkpoint.py RUN_OR_CHECKPOINT …
 
@@ -23,15 +23,20 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
     named = [Path(folder) for folder in parser.parse_args().folders]
     folders = [found for folder in named for found in complete_checkpoints(folder) or [find_checkpoint(folder)]]
+    sizes = {folder: folder_bytes(folder) for folder in folders}
     damaged = 0
-    for folder in tqdm(folders, desc="verifying", unit="checkpoint", leave=False, disable=len(folders) == 1):
-        problems = verify_checkpoint(folder)
-        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        tqdm.write(f"{folder}: {'good' if not problems else 'DAMAGED'}, {size / 2**30:.2f} GiB")
-        for problem in problems:
-            tqdm.write(f"  {problem}")
-        damaged += bool(problems)
+    with tqdm(total=sum(sizes.values()), desc="verifying", unit="B", unit_scale=True, leave=False) as progress:
+        for folder, size in sizes.items():
+            problems = verify_checkpoint(folder, progress.update)
+            tqdm.write(f"{folder}: {'good' if not problems else 'DAMAGED'}, {size / 2**30:.2f} GiB")
+            for problem in problems:
+                tqdm.write(f"  {problem}")
+            damaged += bool(problems)
     sys.exit(2 if damaged else 0)
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

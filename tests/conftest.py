@@ -39,11 +39,13 @@ def run_script(*arguments: object, check: bool = True, **environment: str) -> su
     return run_command([sys.executable, *arguments], check, environment)
 
 
-def launch(topology: str, *arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """`accelerate launch --config_file accelerate_configs/TOPOLOGY.yaml scripts/…`"""
+def launch(
+    topology: str, *arguments: object, check: bool = True, options: tuple = (), **environment: str
+) -> subprocess.CompletedProcess:
+    """`accelerate launch --config_file accelerate_configs/TOPOLOGY.yaml [options] scripts/…`"""
     accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
     return run_command(
-        [*accelerate, "--config_file", f"accelerate_configs/{topology}.yaml", *arguments], check, environment
+        [*accelerate, "--config_file", f"accelerate_configs/{topology}.yaml", *options, *arguments], check, environment
     )
 
 

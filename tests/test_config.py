@@ -114,3 +114,12 @@ def test_dry_run_needs_neither_data_nor_gpu(path):
     text = plan(recipe)
     for figure in expected:
         assert figure in text
+
+
+def test_secrets_in_env_are_neither_printed_nor_stored(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL + "env: {HF_TOKEN: hf_abc, WANDB_API_KEY: wandb_abc, TOKENIZERS_PARALLELISM: 'yes'}\n")
+    (recipe,) = parse_recipe(PretrainRecipe, argv=["--config", str(path)])
+    text = recipe_yaml(recipe)
+    assert "abc" not in text
+    assert "TOKENIZERS_PARALLELISM: 'yes'" in text

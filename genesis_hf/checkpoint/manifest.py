@@ -1,27 +1,38 @@
-"""manifest.json: the size and sha256 of every file of a checkpoint."""
+"""manifest.json: the size and sha256 of every file of a checkpoint; which checkpoint is good."""
 
 import hashlib
 import json
 import os
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from genesis_hf.checkpoint.folders import complete_checkpoints
+import torch.distributed as dist
+from tqdm.auto import tqdm
+
+from genesis_hf.checkpoint.contents import verify_contents
+from genesis_hf.checkpoint.folders import checkpoint_step, complete_checkpoints, restore_replaced
 from genesis_hf.config import write_text
-from genesis_hf.files import sync_folder
+from genesis_hf.files import file_sha256, sync_folder
 from genesis_hf.processes import is_main
 
+HASHING_THREADS = 4
 
-def write_manifest(folder: Path) -> None:
-    """Flush every file of a folder to disk and list its size and sha256 in manifest.json."""
+
+def write_manifest(folder: Path, hashed: dict[str, dict[str, Any]]) -> None:
+    """List every file's size and sha256 in manifest.json, and flush files and folders to disk.
+
+    Args:
+        hashed: by relative name, the entries of files that were hashed and flushed as they were written.
+    """
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with open(path, "rb") as file:
-            files[str(path.relative_to(folder))] = {
-                "size": path.stat().st_size,
-                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-            }
-            os.fsync(file.fileno())
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "manifest.json"):
+        name = path.relative_to(folder).as_posix()
+        if name not in hashed:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        files[name] = hashed.get(name) or {"size": path.stat().st_size, "sha256": file_sha256(path)}
     write_text(folder / "manifest.json", manifest_text(files))
     for subfolder in [folder, *(p for p in folder.rglob("*") if p.is_dir())]:
         sync_folder(subfolder)
@@ -33,37 +44,72 @@ def manifest_text(files: dict[str, dict[str, Any]]) -> str:
     return json.dumps({"format": 1, "files": files, "sha256": digest}, indent=1) + "\n"
 
 
-def verify_checkpoint(folder: Path) -> list[str]:
-    """What is wrong with a checkpoint, a line each; empty when every file has its size and sha256."""
+def verify_checkpoint(folder: Path, progress: Callable[[int], object] | None = None) -> list[str]:
+    """What is wrong with a checkpoint, a line each; empty when it can be resumed from.
+
+    Every file has its size and sha256; model and optimizer are there for every parameter, in its shape; counters and
+    generators agree with trainer_state.json.
+
+    Args:
+        progress: told of each number of bytes read, from several threads.
+    """
+    return verify_files(folder, progress) or verify_contents(folder)
+
+
+def verify_files(folder: Path, progress: Callable[[int], object] | None = None) -> list[str]:
+    """In what the files of a folder differ from its manifest, a line each."""
     try:
         text = (folder / "manifest.json").read_text(encoding="utf-8")
         manifest = json.loads(text)["files"]
         if text != manifest_text(manifest):
             return [f"{folder}/manifest.json is not as it was written"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        outside = [name for name in manifest if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
+        if outside:
+            return [f"{folder}/manifest.json names a file outside of it: {outside[0]}"]
+
+        def check(name: str) -> str | None:
+            return file_problem(folder / name, manifest[name]["size"], manifest[name]["sha256"], progress)
+
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            problems = [problem for problem in pool.map(check, manifest) if problem]
+        present = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()} - {"manifest.json"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         return [f"{folder}/manifest.json cannot be read ({error})"]
-    problems = []
-    for name, expected in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif path.stat().st_size != expected["size"]:
-            problems.append(f"{path} has {path.stat().st_size} bytes, not {expected['size']}")
-        else:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    problems.append(f"{path} has another sha256 than its manifest")
-    present = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} - {"manifest.json"}
-    problems += [f"{folder / name} is not in the manifest" for name in sorted(present - set(manifest))]
-    return problems
+    return problems + [f"{folder / name} is not in the manifest" for name in sorted(present - set(manifest))]
 
 
-def newest_good_checkpoint(run: str | Path) -> Path | None:
-    """The newest checkpoint whose files are all as its manifest says; damaged ones are named loudly and passed over."""
-    for folder in complete_checkpoints(run):
+def file_problem(path: Path, size: int, sha256: str, progress: Callable[[int], object] | None) -> str | None:
+    """In what a file differs from its entry."""
+    if not path.is_file():
+        return f"{path} is missing"
+    try:
+        if path.stat().st_size != size:
+            return f"{path} has {path.stat().st_size} bytes, not {size}"
+        if file_sha256(path, progress) != sha256:
+            return f"{path} has another sha256 than its manifest"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None
+
+
+def newest_good_checkpoint(run: str | Path, copy_dir: str | Path | None = None) -> Path | None:
+    """The newest checkpoint of a run, or of its copy, that can be resumed from; None where there is none.
+
+    Damaged ones are named loudly and passed over. With several processes all of them call it: the main one looks, and
+    the others get its answer.
+    """
+    found = [search(run, copy_dir) if is_main() else None]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def search(run: str | Path, copy_dir: str | Path | None) -> Path | None:
+    restore_replaced(run)
+    candidates = complete_checkpoints(run) + (complete_checkpoints(copy_dir) if copy_dir else [])
+    for folder in sorted(candidates, key=checkpoint_step, reverse=True):  # the run's own first, for sorting is stable
         problems = verify_checkpoint(folder)
         if not problems:
             return folder
-        if is_main():
-            print(f"WARNING: {folder} is damaged and passed over: {problems[0]}", flush=True)
+        tqdm.write(f"WARNING: {folder} is damaged and passed over: {problems[0]}")
     return None

@@ -66,7 +66,11 @@ class StepBatch:
             yield self.inputs(slice(start, start + size))
 
     def inputs(self, rows: slice = slice(None)) -> dict[str, torch.Tensor]:
-        """input_ids, labels and, with `reset_positions`, position_ids of some rows; int64."""
+        """input_ids, labels and, with `reset_positions`, position_ids of some rows, int64.
+
+        `cu_seq_lens` (documents + 1,) int32 says where documents begin among the rows' tokens, which the attention
+        would otherwise have to read off the position_ids, waiting for the device.
+        """
         ids, starts = self.input_ids[rows].long(), self.starts[rows]
         unlabelled = starts
         if not self.mask_boundaries:
@@ -75,6 +79,7 @@ class StepBatch:
         if self.reset_positions:
             begins = np.flatnonzero(starts.numpy())
             inputs["position_ids"] = torch.from_numpy(counted_from(begins, ids.numel())).view(ids.shape)
+            inputs["cu_seq_lens"] = torch.from_numpy(np.append(begins, ids.numel()).astype(np.int32))
         return inputs
 
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from genesis_hf.errors import UserError
 from genesis_hf.files import hash_items
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.tokenizer import encode_documents
+from genesis_hf.training.step import evaluating
 
 
 def hashed_out_sources(
@@ -106,15 +107,12 @@ class HeldOut:
         ends = step == recipe.last_step
         return bool(self.rows) and (ends or (recipe.eval_steps is not None and step % recipe.eval_steps == 0))
 
-    @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, dict[str, float]]:
-        """`{source: {"loss": nats per token, "bits_per_byte": …}}`; the model is in training mode again afterwards."""
-        model.eval()
-        results = {name: self._evaluate_rows(model, rows) for name, rows in self.rows.items()}
-        model.train()
-        return results
+    def evaluate(self, model: nn.Module, beat: Callable[[], None] = lambda: None) -> dict[str, dict[str, float]]:
+        """`{source: {"loss": nats per token, "bits_per_byte": …}}`; `beat` is called after each batch."""
+        with evaluating(model):
+            return {name: self._evaluate_rows(model, rows, beat) for name, rows in self.rows.items()}
 
-    def _evaluate_rows(self, model: nn.Module, rows: list[Row]) -> dict[str, float]:
+    def _evaluate_rows(self, model: nn.Module, rows: list[Row], beat: Callable[[], None]) -> dict[str, float]:
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
         batches = math.ceil(len(rows) / (world * self.batch_size))
         mine = rows[rank::world]
@@ -130,6 +128,7 @@ class HeldOut:
             totals[0] += model(**inputs, num_items_in_batch=1, logits_to_keep=1).loss.double()
             totals[1] += kept.sum()
             totals[2] += (self.token_bytes[targets.clamp(min=0)] * kept).sum()
+            beat()
         loss, tokens, size = self.accelerator.reduce(totals, "sum").tolist()
         return {"loss": loss / max(1, tokens), "bits_per_byte": loss / math.log(2) / max(1, size)}
 

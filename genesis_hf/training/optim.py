@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from genesis_hf.config import PretrainRecipe
+from genesis_hf.training.muon import Muon
 
 
 def make_optimizers(model: nn.Module, recipe: PretrainRecipe) -> list[torch.optim.Optimizer]:
@@ -29,15 +30,8 @@ def make_optimizers(model: nn.Module, recipe: PretrainRecipe) -> list[torch.opti
     if recipe.optim == "muon":
         hidden = [p for p in matrices if p is not head]
         rest = [p for p in matrices if p is head]
-        # match_rms_adamw scales updates to AdamW's size (Liu et al. 2025), so one learning rate would serve both;
-        # small models take a higher one for the matrices.
-        muon = torch.optim.Muon(
-            hidden,
-            lr=recipe.muon_learning_rate,
-            weight_decay=recipe.weight_decay,
-            momentum=0.95,
-            adjust_lr_fn="match_rms_adamw",
-        )
+        # Updates are of AdamW's size, so one learning rate would serve both; small models take a higher one here.
+        muon = Muon(hidden, lr=recipe.muon_learning_rate, weight_decay=recipe.weight_decay)
         groups = [{"params": others, "weight_decay": 0.0}]
         groups += [{"params": rest, "weight_decay": recipe.weight_decay}] if rest else []
         return [muon, torch.optim.AdamW(groups, **adamw)]

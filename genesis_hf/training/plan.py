@@ -1,5 +1,6 @@
 """What a run will do and what it did, in words."""
 
+import itertools
 from typing import Any
 
 from genesis_hf.config import PretrainRecipe
@@ -18,6 +19,12 @@ def plan(recipe: PretrainRecipe) -> str:
     last = recipe.last_step
     named = {1, recipe.warmup_steps or 1, last // 4, last // 2, 3 * last // 4, last, *recipe.extended_at}
     named |= {end + recipe.warmup_steps for end in recipe.extended_at} | {recipe.anneal_at or last}
+    ends = [0, *recipe.extended_at, recipe.max_steps]
+    named |= {(begin + recipe.warmup_steps + end) // 2 for begin, end in itertools.pairwise(ends) if end <= last}
+    rule = [
+        f"extended at       {', '.join(f'{end:,}' for end in recipe.extended_at)}: from there the rate warms up "
+        f"again in {recipe.warmup_steps:,} steps, then decays to the next end"
+    ]
     rates = [f"  step {step:>9,}  {learning_rate(step, recipe):.3e}" for step in sorted(named - {0})]
     return "\n".join(
         [
@@ -25,6 +32,7 @@ def plan(recipe: PretrainRecipe) -> str:
             "sources, by their share of the tokens",
             *sources,
             f"learning rate     {recipe.lr_scheduler_type}",
+            *(rule if recipe.extended_at else []),
             *rates,
             schedule_plot(recipe),
         ]

@@ -6,6 +6,7 @@ import math
 import torch
 
 from genesis_hf.config import PretrainRecipe
+from genesis_hf.training.muon import Muon
 
 
 def learning_rate(step: int, recipe: PretrainRecipe) -> float:
@@ -65,7 +66,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], step: int, recipe
     rate = learning_rate(step, recipe)
     for optimizer in optimizers:
         inner = getattr(optimizer, "optimizer", optimizer)
-        peak = recipe.muon_learning_rate if isinstance(inner, torch.optim.Muon) else recipe.learning_rate
+        peak = recipe.muon_learning_rate if isinstance(inner, Muon) else recipe.learning_rate
         for group in inner.param_groups:
             group["lr"] = rate * (peak / recipe.learning_rate)
     return rate

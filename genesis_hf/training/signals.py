@@ -1,6 +1,7 @@
 """What ends a run early and well."""
 
 import signal
+from datetime import timedelta
 from types import FrameType
 
 import torch
@@ -8,12 +9,17 @@ import torch.distributed as dist
 
 
 class StopSignal:
-    """SIGTERM and the first Ctrl-C ask the run to finish its step, save and leave; a second Ctrl-C leaves at once."""
+    """SIGTERM and the first Ctrl-C ask the run to finish its step, save and leave; a second Ctrl-C leaves at once.
 
-    def __init__(self) -> None:
+    Args:
+        timeout: how long `agreed` waits for the other processes; None: torch's half an hour.
+    """
+
+    def __init__(self, timeout: timedelta | None = None) -> None:
         self.received: str | None = None
+        several = dist.is_initialized() and dist.get_world_size() > 1
         # Over gloo, on the CPU: asking every step must not wait for the GPU.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() and dist.get_world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if several else None
 
     def __enter__(self) -> "StopSignal":
         self._previous = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
