@@ -1,9 +1,10 @@
 """litgpt's pretraining for train_speed.py: `litgpt.pretrain.setup` as it is, on the benchmark's shapes."""
 
 import itertools
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from genesis_hf.config import PretrainRecipe
 
+Batches = Callable[[PretrainRecipe], Iterator[torch.Tensor]]
+
 
 class Rows(IterableDataset):
     """Rows of length + 1 ids; the time at which each micro-batch's first row is asked for is noted."""
 
-    def __init__(self, recipe: PretrainRecipe, batches: Iterator[torch.Tensor], times: list[float]) -> None:
-        self.size, self.batches, self.times = recipe.per_device_train_batch_size, batches, times
+    def __init__(self, recipe: PretrainRecipe, batches: Batches, times: list[float]) -> None:
+        self.recipe, self.size = recipe, recipe.per_device_train_batch_size
+        self.batches, self.times = batches, times
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for batch in self.batches:
+        for batch in self.batches(self.recipe):
             self.times.append(time.perf_counter())
             yield from torch.cat([batch, batch[:, :1]], dim=1)
 
@@ -32,10 +36,9 @@ class Rows(IterableDataset):
 class Data(DataModule):
     """Random rows, for training and for litgpt's look at its validation set."""
 
-    def __init__(self, recipe: PretrainRecipe, batches: Iterator[torch.Tensor], times: list[float]) -> None:
+    def __init__(self, recipe: PretrainRecipe, batches: Batches, times: list[float]) -> None:
         super().__init__()
-        self.rows = Rows(recipe, batches, times)
-        self.check = Rows(recipe, itertools.islice(batches, 4), [])
+        self.rows, self.check = Rows(recipe, batches, times), Rows(recipe, batches, [])
 
     def connect(self, *_: Any, **__: Any) -> None:
         """Nothing to be told: the rows are ready."""
@@ -47,7 +50,7 @@ class Data(DataModule):
         return DataLoader(self.check, batch_size=self.rows.size)
 
 
-def run(recipe: PretrainRecipe, batches: Iterator[torch.Tensor]) -> dict[str, Any]:
+def run(recipe: PretrainRecipe, batches: Batches) -> dict[str, Any]:
     """Seconds of each optimizer step."""
     model, accumulation = recipe.model, recipe.gradient_accumulation_steps
     config = Config(
@@ -67,6 +70,7 @@ def run(recipe: PretrainRecipe, batches: Iterator[torch.Tensor]) -> dict[str, An
         norm_class_name="RMSNorm",
         mlp_class_name="LLaMAMLP",
     )
+    sys.argv = ["litgpt", "benchmark"]  # which it reads again when it saves
     times: list[float] = []
     steps, rows = recipe.max_steps + 1, recipe.per_device_train_batch_size
     with tempfile.TemporaryDirectory() as folder:

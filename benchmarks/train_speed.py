@@ -22,7 +22,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import itertools
 
@@ -30,6 +30,7 @@ import torch
 from data_text import make_text, make_tokenizer
 
 from genesis_hf.config import PretrainRecipe, build, parse_recipe, setting, write_text
+from genesis_hf.data.preparation.prepare import PrepareSettings, prepare
 from genesis_hf.errors import UserError, report_user_errors
 from genesis_hf.modeling import model_config, parameter_count
 from genesis_hf.training.metrics import flops_per_token, peak_flops
@@ -96,6 +97,21 @@ def shape() -> dict[str, Any]:
     return LARGE if torch.cuda.is_available() else SMALL
 
 
+def prepared(files: list[str], settings: TrainSpeedSettings) -> Path:
+    """Token shards of the text, as a long run has them; made once."""
+    folder = Path(files[0]).parent / "prepared"
+    if not (folder / "pretrain.yaml").exists():
+        values = {
+            "output_dir": "none",
+            "model": shape()["model"],
+            "tokenizer": make_tokenizer(files, shape()["model"]["vocab_size"]),
+            "sources": [{"name": "text", "paths": files}],
+            "max_steps": 1000,
+        }
+        prepare(build(PretrainRecipe, values, "train_speed"), PrepareSettings(prepared_dir=str(folder)))
+    return folder
+
+
 def recipe_of(settings: TrainSpeedSettings, output_dir: str, **changes: Any) -> PretrainRecipe:
     """The recipe of our own loop; the others take their shapes from it."""
     files = make_text(None, settings.megabytes, 42, settings.work_dir)["files"]
@@ -103,14 +119,13 @@ def recipe_of(settings: TrainSpeedSettings, output_dir: str, **changes: Any) -> 
         **shape(),
         "output_dir": output_dir,
         "tokenizer": make_tokenizer(files, shape()["model"]["vocab_size"]),
-        "sources": [{"name": "text", "paths": files}],
+        "sources": [{"name": "text", "prepared": str(prepared(files, settings) / "text")}],
         "max_steps": WARMUP + settings.steps,
         "warmup_steps": 10,
         "logging_steps": 10,
         "save_steps": 10**9,
         "bf16": True,
         "torch_compile": True,
-        "reset_positions": False,
         "gradient_checkpointing": False,
         **settings.set,
         **changes,
@@ -230,7 +245,7 @@ def litgpt(recipe: PretrainRecipe) -> dict[str, Any]:
     """`litgpt.pretrain.setup`, its own loop with its own compilation, on the same shapes."""
     from train_litgpt import run
 
-    return run(recipe, batches(recipe))
+    return run(recipe, batches)
 
 
 CONTENDERS: dict[str, Callable[[PretrainRecipe], dict[str, Any]]] = {

@@ -90,10 +90,12 @@ class GenesisModel(GenesisInitialization, LlamaModel):
         # With a cache, transformers silently drops the document boundaries it reads off position_ids.
         use_cache = False if self.training else use_cache
         by_documents = self.config._attn_implementation == DOCUMENTS and attention_mask is None and use_cache is False
-        if input_ids is None or position_ids is None or not by_documents:
+        if input_ids is None or kwargs.get("past_key_values") is not None or not by_documents:
             return super().forward(
                 input_ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=use_cache, **kwargs
             )
+        if position_ids is None:  # a row is one context
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
         if cu_seq_lens is None:
             cu_seq_lens = document_bounds(position_ids)
         torch._dynamo.maybe_mark_dynamic(cu_seq_lens, 0)  # each batch has another number of documents

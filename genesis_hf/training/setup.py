@@ -162,9 +162,7 @@ def checkpoint_to_resume(recipe: PretrainRecipe) -> Path | None:
         raise UserError(f"{folder} is damaged: {problems[0]}")
     newest = next(iter(complete_checkpoints(recipe.output_dir)), None)
     if newest is not None and checkpoint_step(newest) > read_trainer_state(folder)["step"] and is_main():
-        print(
-            f"WARNING: {newest} is newer than {folder}; until it is saved over, `auto` would take it"
-        )
+        print(f"WARNING: {newest} is newer than {folder}; until it is saved over, `auto` would take it")
     return folder
 
 
