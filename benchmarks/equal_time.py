@@ -23,7 +23,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
 import torch
 from data_text import make_text, make_tokenizer
-from train_speed import SMALL, machine, stdout_as_stderr
+from train_speed import SMALL, WorkerSettings, machine, stdout_as_stderr
 
 from genesis_hf.bits_per_byte import bits_per_byte
 from genesis_hf.checkpoint.restore import load_model
@@ -45,22 +45,17 @@ TRIAL_STEPS = 12
 
 
 @dataclass
-class EqualTimeSettings:
+class EqualTimeSettings(WorkerSettings):
     """`benchmarks/equal_time.py`"""
 
     paths: list[str] | None = setting(None, "text, as a source's paths; null: what the running Python's folders hold")
     megabytes: float = setting(30, "of text, at most")
     minutes: float = setting(6.0, "for each, compilation included")
     contenders: list[str] = setting(["genesis_hf", "HF Trainer"])
-    set: dict[str, Any] = setting({}, "keys of our recipe that differ, as {muon_learning_rate: 0.01}")
     trainer_learning_rate: float = setting(1e-3, "of HF Trainer's AdamW")
     held_out_bytes: int = setting(300_000, "of held-out text that is measured")
     work_dir: str = setting("runs/equal_time", "folder for text, tokenizer and runs")
-    output_file: str | None = setting(None, "all figures as .json")
-    worker: str | None = setting(None, "used by the benchmark itself: train this contender and print its figures")
     max_steps: int = setting(0, "used by the benchmark itself: steps of the worker; 0: the trial")
-    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
-    dry_run: bool = setting(False, "print the settings and touch nothing")
 
 
 @dataclass

@@ -76,21 +76,27 @@ WARMUP = 6
 
 
 @dataclass
-class TrainSpeedSettings:
+class WorkerSettings:
+    """Settings of a benchmark whose contenders have a process each."""
+
+    set: dict[str, Any] = setting({}, "recipe keys of ours that differ, as {torch_compile: false}")
+    output_file: str | None = setting(None, "all figures as .json")
+    worker: str | None = setting(None, "used by the benchmark itself: measure this contender and print its figures")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the settings and touch nothing")
+
+
+@dataclass
+class TrainSpeedSettings(WorkerSettings):
     """`benchmarks/train_speed.py`"""
 
     contenders: list[str] | None = setting(None, "which; null: all that are installed")
     steps: int = setting(40, "steps that count, in each round")
     rounds: int = setting(2, "the contenders take turns so many times; figures are medians over all")
     threads: int = setting(0, "OpenMP threads; 0: all cores")
-    set: dict[str, Any] = setting({}, "recipe keys of ours that differ, as {torch_compile: false}")
     megabytes: float = setting(20, "of text for ours: what the running Python's folders hold")
     work_dir: str = setting("runs/train_speed", "folder for text, tokenizer and runs")
     contenders_dir: str = setting("runs/train_speed/contenders", "where benchmarks/requirements-train.txt is")
-    output_file: str | None = setting(None, "all figures as .json")
-    worker: str | None = setting(None, "used by the benchmark itself: measure this contender and print its figures")
-    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
-    dry_run: bool = setting(False, "print the settings and touch nothing")
 
 
 def shape() -> dict[str, Any]:

@@ -365,20 +365,20 @@ class CompareRecipe:
 
 @dataclass
 class ConversationSource:
-    """Where conversations or preference pairs come from: local files (`paths`) or a Hub dataset (`dataset`)."""
+    """Where conversations come from: local files (`paths`) or a Hub dataset (`dataset`)."""
 
     name: str = setting(help="what the source is called in tables")
-    paths: list[str] | None = setting(None, "globs: .jsonl (.gz, .zst) .parquet .arrow")
+    paths: list[str] | None = setting(None, "globs: .jsonl (.gz, .zst) .json .parquet .arrow")
     dataset: str | None = setting(None, "Hub dataset")
     config: str | None = setting(None, "configuration of the Hub dataset")
     data_dir: str | None = setting(None, "folder inside the Hub dataset")
     split: str = setting("train", "split of the Hub dataset")
     revision: str | None = setting(None, "revision of the Hub dataset")
-    num_examples: int | None = setting(None, "rows drawn with the seed, none twice; null: all of them")
+    num_examples: int | None = setting(None, "examples drawn with the seed, none twice; null: all of them")
     weight: float | None = setting(
-        None, "instead of num_examples: share of the rows, relative to the other weighted sources, none drawn twice"
+        None, "instead of num_examples: share of the examples, relative to the other weighted sources, none drawn twice"
     )
-    format: Literal["auto", "messages", "sharegpt", "single_turn"] = setting("auto", "shape of a row")
+    format: str = setting("auto", "shape of a row, by its name in docs/conversations.md; auto: by its keys")
 
     def __post_init__(self) -> None:
         if (self.paths is None) == (self.dataset is None):
@@ -391,7 +391,58 @@ class ConversationSource:
 
 
 @dataclass
-class SFTRecipe:
+class PreferenceSource(ConversationSource):
+    """Where preferences come from."""
+
+    pairs: Literal["best_worst", "adjacent", "all"] = setting(
+        "best_worst", "pairs made of a ranked or scored list: its ends, each with the next, or each with each"
+    )
+    min_margin: float = setting(0.0, "scored answers that differ by no more than this make no pair")
+
+
+@dataclass(kw_only=True)
+class AdapterSettings:
+    """LoRA instead of full training; names are TRL's."""
+
+    use_peft: bool = setting(False, "train low-rank adapters; final/ holds the merged model, adapter/ the adapter")
+    lora_r: int = setting(16, "rank")
+    lora_alpha: int = setting(32, "scale, divided by the rank")
+    lora_dropout: float = setting(0.0)
+    lora_target_modules: list[str] | str = setting("all-linear", "modules that get an adapter")
+    use_dora: bool = setting(False, "weight-decomposed adapters")
+    use_rslora: bool = setting(False, "scale by the square root of the rank")
+
+
+@dataclass(kw_only=True)
+class PreparationSettings:
+    """How rows become tokens, in every phase after pretraining."""
+
+    overlong: Literal["turn", "drop", "tokens"] = setting(
+        "turn", "longer than max_length: cut after the last answer that fits, drop, or cut anywhere"
+    )
+    drop_duplicates: bool = setting(True, "drop a row whose conversation came before, in any source")
+    max_bad_share: float = setting(0.05, "share of a source's rows that may be malformed before the run refuses")
+    cache_dir: str | None = setting(None, "where encoded rows are kept; null: $GENESIS_HF_CACHE or ~/.cache/genesis_hf")
+
+    def __post_init__(self) -> None:
+        if not self.mixture:
+            raise UserError("`mixture` is empty: name at least one source")
+        if not 0 <= self.max_bad_share <= 1:
+            raise UserError(f"max_bad_share must lie between 0 and 1, not {self.max_bad_share}")
+
+
+@dataclass(kw_only=True)
+class SampleSettings:
+    """Answers written down while a chat model trains."""
+
+    sample_prompts: str | None = setting(None, ".jsonl of prompts answered during training; null: a fixed set of ours")
+    sample_steps: int = setting(0, "steps between answers to them, whose stop rate goes to metrics.jsonl; 0: none")
+    sample_num_examples: int = setting(16, "prompts answered each time")
+    sample_max_new_tokens: int = setting(128, "an answer that has not stopped by then is cut")
+
+
+@dataclass(kw_only=True)
+class SFTRecipe(PreparationSettings, AdapterSettings, SampleSettings):
     """`scripts/sft.py`; every key of trl.SFTConfig stands beside these under its own name."""
 
     model: str = setting(help="the base: an exported folder, a run directory, a checkpoint or a Hub id")
@@ -399,27 +450,41 @@ class SFTRecipe:
     eval_mixture: list[ConversationSource] = setting([], "held-out conversations")
     tokenizer: str | None = setting(None, "a tokenizer's folder; null: the model's own")
     chat_format: Literal["chatml", "alpaca"] = setting("chatml", "how a conversation becomes text")
+    train_special_tokens: bool = setting(
+        True, "false: the stop token and think marks are no labels, as in the reference run; such a model can't stop"
+    )
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
     dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
 
-    def __post_init__(self) -> None:
-        if not self.mixture:
-            raise UserError("`mixture` is empty: name at least one source of conversations")
 
-
-@dataclass
-class DPORecipe:
+@dataclass(kw_only=True)
+class DPORecipe(PreparationSettings, AdapterSettings, SampleSettings):
     """`scripts/dpo.py`; every key of trl.DPOConfig stands beside these under its own name."""
 
     model: str = setting(help="a chat model (folder, run directory or Hub id): the policy's start and its reference")
-    mixture: list[ConversationSource] = setting(help="preference pairs to train on")
-    eval_mixture: list[ConversationSource] = setting([], "held-out preference pairs")
+    mixture: list[PreferenceSource] = setting(help="preference pairs to train on")
+    eval_mixture: list[PreferenceSource] = setting([], "held-out preference pairs")
+    overlong: Literal["drop"] = setting("drop", "a pair longer than max_length is dropped")
+    length_normalized: bool = setting(
+        False, "log-probabilities a token instead of an answer, which takes away the reward for length"
+    )
+    max_displacement: float = setting(
+        10.0, "nats that the mean log-probability of chosen answers may fall below the start before a warning"
+    )
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
     dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
 
-    def __post_init__(self) -> None:
-        if not self.mixture:
-            raise UserError("`mixture` is empty: name at least one source of preference pairs")
+
+@dataclass(kw_only=True)
+class KTORecipe(PreparationSettings, AdapterSettings, SampleSettings):
+    """`scripts/kto.py`; every key of trl.KTOConfig stands beside these under its own name."""
+
+    model: str = setting(help="a chat model (folder, run directory or Hub id): the policy's start and its reference")
+    mixture: list[PreferenceSource] = setting(help="answers labelled good or bad; pairs count as one of each")
+    eval_mixture: list[PreferenceSource] = setting([], "held-out labelled answers")
+    overlong: Literal["drop"] = setting("drop", "an answer longer than max_length is dropped")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and the plan and touch nothing")
 
 
 @dataclass

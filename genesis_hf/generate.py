@@ -20,10 +20,13 @@ from transformers import (
 
 from genesis_hf.chat import Message, encode_prompts
 from genesis_hf.config import ConversationSource, SampleRecipe, write_text
-from genesis_hf.conversations import Fault, as_messages, check_prompt, read_rows, to_messages
+from genesis_hf.conversations.checks import Fault, check_prompt
+from genesis_hf.conversations.preferences import as_messages
+from genesis_hf.conversations.rows import read_rows
+from genesis_hf.conversations.shapes import to_messages
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
-from genesis_hf.post_training import load_model
+from genesis_hf.post_training.models import load_model
 from genesis_hf.tokenizer import load_tokenizer
 
 

@@ -1,6 +1,8 @@
-"""Which of several processes this is."""
+"""Which of several processes this is, and what of a tensor it holds."""
 
+import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 
 def rank() -> int:
@@ -14,3 +16,8 @@ def is_main() -> bool:
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a DTensor; another tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -7,9 +7,9 @@ The result is RUN/final, a plain Llama folder. The same command goes on after an
 
 import _env  # noqa: F401
 
-from genesis_hf.dpo import parse_dpo_recipe, train_dpo
+from genesis_hf.post_training.dpo import parse_dpo_recipe, train_dpo
 from genesis_hf.errors import report_user_errors
-from genesis_hf.post_training import batch_plan, resolved_yaml
+from genesis_hf.post_training.recipe import batch_plan, resolved_yaml
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ The result is RUN/final, a plain Llama folder. The same command goes on after an
 import _env  # noqa: F401
 
 from genesis_hf.errors import report_user_errors
-from genesis_hf.post_training import batch_plan, resolved_yaml
-from genesis_hf.sft import parse_sft_recipe, train_sft
+from genesis_hf.post_training.recipe import batch_plan, resolved_yaml
+from genesis_hf.post_training.sft import parse_sft_recipe, train_sft
 
 
 def main() -> None:

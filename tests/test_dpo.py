@@ -13,9 +13,10 @@ from trl import DPOTrainer
 
 from genesis_hf.chat import encode_conversation, encode_prompt, prepare_for_chat
 from genesis_hf.config import ConversationSource
-from genesis_hf.conversations import Fault, to_pair
-from genesis_hf.dpo import encode_preferences, parse_dpo_recipe, train_dpo
+from genesis_hf.conversations.checks import Fault
+from genesis_hf.conversations.preferences import to_pair
 from genesis_hf.errors import UserError
+from genesis_hf.post_training.dpo import encode_preferences, parse_dpo_recipe, train_dpo
 from genesis_hf.tokenizer import load_tokenizer
 from genesis_hf.training.metrics import read_metrics
 

@@ -7,7 +7,8 @@ import time
 import pytest
 import torch
 from conftest import launch, run_script
-from test_pretrain import assert_same_run, losses, train, values, weights, write_recipe  # noqa: F401
+from small_runs import losses, write_recipe
+from test_pretrain import assert_same_run, train, values, weights  # noqa: F401
 
 import genesis_hf.training.pretrain as loop
 from genesis_hf.checkpoint.folders import complete_checkpoints, read_trainer_state

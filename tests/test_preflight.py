@@ -4,7 +4,8 @@ from collections import namedtuple
 import psutil
 import pytest
 import yaml
-from conftest import ROOT, TINY_MODEL, run_script
+from conftest import ROOT, run_script
+from small_runs import small_recipe
 
 import genesis_hf.preflight.preflight as sequence
 from genesis_hf.config import PretrainRecipe, build, parse_recipe
@@ -28,19 +29,8 @@ ONE_PROCESS = {
 @pytest.fixture
 def values(corpus, tokenizer_folder, tmp_path):
     """A recipe as plain values."""
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "model": TINY_MODEL,
-        "tokenizer": str(tokenizer_folder),
-        "sequence_length": 64,
-        "sources": [{"name": "prose", "paths": [str(corpus / "prose.jsonl")]}],
-        "max_steps": 500,
-        "warmup_steps": 3,
-        "learning_rate": 0.003,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "bf16": False,
-    }
+    sources = [{"name": "prose", "paths": [str(corpus / "prose.jsonl")]}]
+    return small_recipe(corpus, tokenizer_folder, tmp_path / "run", sources=sources, max_steps=500)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import ROOT, TINY_MODEL, launch, run_script
+from small_runs import losses, small_recipe, write_recipe
 from transformers import LlamaForCausalLM
 
 from genesis_hf.checkpoint.folders import complete_checkpoints
@@ -25,27 +26,16 @@ from genesis_hf.training.schedule import learning_rate
 @pytest.fixture
 def values(corpus, tokenizer_folder, tmp_path):
     """A recipe of 12 steps, as plain values."""
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "model": TINY_MODEL,
-        "tokenizer": str(tokenizer_folder),
-        "sequence_length": 64,
-        "sources": [
-            {"name": "prose", "weight": 0.7, "paths": [str(corpus / "prose.jsonl")]},
-            {"name": "code", "weight": 0.3, "paths": [str(corpus / "code.jsonl")]},
-        ],
-        "eval_sources": [{"name": "heldout", "paths": [str(corpus / "heldout.jsonl")]}],
-        "eval_rows": 6,
-        "max_steps": 12,
-        "warmup_steps": 3,
-        "learning_rate": 0.003,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "logging_steps": 1,
-        "save_steps": 4,
-        "eval_steps": 6,
-        "bf16": False,
-    }
+    return small_recipe(
+        corpus,
+        tokenizer_folder,
+        tmp_path / "run",
+        eval_sources=[{"name": "heldout", "paths": [str(corpus / "heldout.jsonl")]}],
+        eval_rows=6,
+        logging_steps=1,
+        save_steps=4,
+        eval_steps=6,
+    )
 
 
 def train(values, **changes):
@@ -53,15 +43,6 @@ def train(values, **changes):
     for state in (AcceleratorState, PartialState, GradientState):
         state._reset_state() if state is not GradientState else None
     return pretrain(build(PretrainRecipe, {**values, **changes}, "test"))
-
-
-def write_recipe(values, path):
-    path.write_text(yaml.safe_dump(values))
-    return path
-
-
-def losses(folder):
-    return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(f"{folder}/metrics.jsonl") if "loss" in r}
 
 
 def weights(folder):

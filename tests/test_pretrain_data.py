@@ -8,7 +8,8 @@ import pytest
 import torch
 from conftest import launch, run_script
 from small_data import write_jsonl
-from test_pretrain import assert_same_run, losses, train, values, weights, write_recipe  # noqa: F401
+from small_runs import losses, write_recipe
+from test_pretrain import assert_same_run, train, values, weights  # noqa: F401
 
 from genesis_hf.checkpoint.folders import complete_checkpoints, read_trainer_state
 from genesis_hf.config import PretrainRecipe, build

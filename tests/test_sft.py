@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from genesis_hf.chat import INPUT_MARK, encode_conversation
 from genesis_hf.config import ConversationSource
-from genesis_hf.conversations import Fault, mixture_table, read_mixture, to_messages
+from genesis_hf.conversations.checks import Fault
+from genesis_hf.conversations.mixture import mixture_table, read_mixture
+from genesis_hf.conversations.shapes import to_messages
 from genesis_hf.errors import UserError
-from genesis_hf.post_training import LengthGroupedOrder
-from genesis_hf.sft import encode_mixture, parse_sft_recipe, train_sft
+from genesis_hf.post_training.order import LengthGroupedOrder
+from genesis_hf.post_training.sft import encode_mixture, parse_sft_recipe, train_sft
 from genesis_hf.tokenizer import load_tokenizer
 from genesis_hf.training.metrics import MetricsWriter, read_metrics
 

@@ -6,16 +6,15 @@ from types import SimpleNamespace
 import pytest
 import topology_program
 import torch
-import yaml
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
-from conftest import ROOT, TINY_MODEL, launch
+from conftest import ROOT, launch
 from namespaces import ADDRESSES, CABLE, two_nodes
+from small_runs import losses, small_recipe, write_recipe
 
 from genesis_hf.config import PretrainRecipe, build
 from genesis_hf.errors import UserError
 from genesis_hf.training.distributed import make_accelerator, refuse_unfit
-from genesis_hf.training.metrics import read_metrics
 
 TOLERANCE = 1e-6
 """Relative, in fp32, where the sums' order is all that differs."""
@@ -31,38 +30,12 @@ def one_process():
 @pytest.fixture
 def values(corpus, tokenizer_folder, tmp_path):
     """A recipe of 6 steps for two processes, as plain values; its rows are padded, each by another length."""
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "model": TINY_MODEL,
-        "tokenizer": str(tokenizer_folder),
-        "sequence_length": 64,
-        "packing": "best_fit",
-        "sources": [
-            {"name": "prose", "weight": 0.7, "paths": [str(corpus / "prose.jsonl")]},
-            {"name": "code", "weight": 0.3, "paths": [str(corpus / "code.jsonl")]},
-        ],
-        "num_processes": 2,
-        "per_device_train_batch_size": 2,
-        "gradient_accumulation_steps": 2,
-        "max_steps": 6,
-        "warmup_steps": 2,
-        "learning_rate": 0.003,
-        "logging_steps": 1,
-        "bf16": False,
-    }
-
-
-def write_recipe(values, path):
-    path.write_text(yaml.safe_dump(values))
-    return path
+    settings = {"packing": "best_fit", "num_processes": 2, "max_steps": 6, "warmup_steps": 2, "logging_steps": 1}
+    return small_recipe(corpus, tokenizer_folder, tmp_path / "run", **settings)
 
 
 def train(values, **changes):
     return topology_program.train(build(PretrainRecipe, {**values, **changes}, "test"))
-
-
-def losses(folder):
-    return {r["step"]: (r["loss"], r["grad_norm"]) for r in read_metrics(f"{folder}/metrics.jsonl") if "loss" in r}
 
 
 def assert_close(one, other):

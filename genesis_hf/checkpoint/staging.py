@@ -11,6 +11,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from genesis_hf.processes import local_part
+
 ALIGNMENT = 64
 
 
@@ -45,7 +47,9 @@ class Staging:
             if key not in copies:
                 copies[key] = self._tensor(local, places[key])
                 self._pairs.append((copies[key], local))
-            return DTensor(copies[key], tensor._spec, requires_grad=False) if is_dtensor(tensor) else copies[key]
+            return (
+                DTensor(copies[key], tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else copies[key]
+            )
 
         staged = tree_map_only(torch.Tensor, place, state)
         if self._stream is not None:
@@ -89,15 +93,6 @@ class Staging:
 def can_stage(state: Any) -> bool:
     """Whether every tensor is a plain one or a DTensor. FSDP1 has a kind of its own."""
     return not any(isinstance(leaf, ShardedTensor) for leaf in tree_leaves(state))
-
-
-def is_dtensor(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, DTensor)
-
-
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's shard of a DTensor; another tensor as it is."""
-    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def identity(tensor: torch.Tensor) -> tuple:

@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
+from genesis_hf.processes import local_part
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic that is iterated; Jordan et al. 2024."""
 
@@ -68,14 +70,14 @@ class Muon(torch.optim.Optimizer):
             state = self.state[parameter]
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
-            buffers.append(local(state["momentum_buffer"]))
-        grads = [torch.where(skip > 0, 0, local(parameter.grad)) for parameter in parameters]
+            buffers.append(local_part(state["momentum_buffer"]))
+        grads = [torch.where(skip > 0, 0, local_part(parameter.grad)) for parameter in parameters]
         torch._foreach_mul_(buffers, torch.where(skip > 0, 1.0, momentum))
         torch._foreach_add_(buffers, grads, alpha=1 - momentum)
         nesterov = torch.stack(torch._foreach_lerp(grads, buffers, momentum)).bfloat16()
         updates = orthogonal_shards(nesterov, parameters[0], group["ns_steps"])
         rate = group["lr"] * (1 - skip)
-        weights = [local(parameter) for parameter in parameters]
+        weights = [local_part(parameter) for parameter in parameters]
         torch._foreach_mul_(weights, 1 - rate * group["weight_decay"])
         scale = 0.2 * math.sqrt(max(parameters[0].shape))
         torch._foreach_add_(weights, list((updates.float() * (-rate * scale)).unbind()))
@@ -122,8 +124,3 @@ def newton_schulz(matrices: torch.Tensor, steps: int) -> torch.Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
-
-
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a tensor; the tensor itself where it isn't sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

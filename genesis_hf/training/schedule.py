@@ -5,6 +5,7 @@ import math
 
 import torch
 
+from genesis_hf.checkpoint.state import inner
 from genesis_hf.config import PretrainRecipe
 from genesis_hf.training.muon import Muon
 
@@ -65,8 +66,7 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], step: int, recipe
     """Give every group its learning rate for this step; returns the recipe's own."""
     rate = learning_rate(step, recipe)
     for optimizer in optimizers:
-        inner = getattr(optimizer, "optimizer", optimizer)
-        peak = recipe.muon_learning_rate if isinstance(inner, Muon) else recipe.learning_rate
-        for group in inner.param_groups:
+        peak = recipe.muon_learning_rate if isinstance(inner(optimizer), Muon) else recipe.learning_rate
+        for group in optimizer.param_groups:
             group["lr"] = rate * (peak / recipe.learning_rate)
     return rate

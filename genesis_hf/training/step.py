@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from genesis_hf.checkpoint.state import inner
 from genesis_hf.config import PretrainRecipe
 from genesis_hf.data.stream import StepBatch
 from genesis_hf.training.distributed import accumulating
@@ -64,7 +65,7 @@ def update(
     skip = guard.judge(loss, grad_norm)
     for optimizer in optimizers:
         # The name under which torch's fused optimizers look for a scalar that says "leave all as it is".
-        optimizer.optimizer.found_inf = skip
+        inner(optimizer).found_inf = skip
         optimizer.step()
     clear_gradients(optimizers)
     return grad_norm

@@ -20,20 +20,16 @@ from trl import DPOConfig, DPOTrainer
 
 from genesis_hf.chat import encode_conversations, encode_prompts, lint_chat
 from genesis_hf.config import ConversationSource, DPORecipe, write_text
-from genesis_hf.conversations import Fault, SourceReport, mixture_table, read_mixture, to_pair
+from genesis_hf.conversations.checks import Fault
+from genesis_hf.conversations.mixture import SourceReport, mixture_table, read_mixture
+from genesis_hf.conversations.preferences import to_pair
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
 from genesis_hf.modeling import IGNORE_INDEX
-from genesis_hf.post_training import (
-    LengthGroupedMixin,
-    finished_summary,
-    load_model,
-    parse_training_recipe,
-    resolved_yaml,
-    run_training,
-    save_final,
-    write_summary,
-)
+from genesis_hf.post_training.models import load_model, save_final
+from genesis_hf.post_training.order import LengthGroupedMixin
+from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
+from genesis_hf.post_training.run import finished_summary, run_training, write_summary
 from genesis_hf.tokenizer import load_tokenizer
 from genesis_hf.training.metrics import read_metrics
 from genesis_hf.uncertainty import standard_error

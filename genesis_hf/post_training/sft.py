@@ -16,20 +16,16 @@ from trl import SFTConfig, SFTTrainer
 
 from genesis_hf.chat import INPUT_MARK, encode_conversations, lint_chat, prepare_for_chat
 from genesis_hf.config import ConversationSource, SFTRecipe, write_text
-from genesis_hf.conversations import Fault, SourceReport, mixture_table, read_mixture, to_messages
+from genesis_hf.conversations.checks import Fault
+from genesis_hf.conversations.mixture import SourceReport, mixture_table, read_mixture
+from genesis_hf.conversations.shapes import to_messages
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
 from genesis_hf.modeling import IGNORE_INDEX
-from genesis_hf.post_training import (
-    LengthGroupedMixin,
-    finished_summary,
-    load_model,
-    parse_training_recipe,
-    resolved_yaml,
-    run_training,
-    save_final,
-    write_summary,
-)
+from genesis_hf.post_training.models import load_model, save_final
+from genesis_hf.post_training.order import LengthGroupedMixin
+from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
+from genesis_hf.post_training.run import finished_summary, run_training, write_summary
 from genesis_hf.tokenizer import load_tokenizer
 
 DEFAULTS = {

@@ -1,0 +1,1 @@
+"""What people have → conversations and preferences → tokens."""
