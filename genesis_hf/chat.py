@@ -1,4 +1,4 @@
-"""The one definition of how a conversation becomes tokens: ChatML and Alpaca, their masks, and their lint.
+"""The one definition of how a conversation becomes tokens: ChatML and Alpaca, and their masks.
 
 The `.jinja` files beside this module are the formats. `render_jinja_template` lays out a conversation's turns with
 placeholders for the contents, so that only the template's own text is searched for special tokens: what somebody
@@ -6,9 +6,10 @@ typed is encoded as plain text, and `<|im_end|>` in it stays six or so ordinary 
 """
 
 import functools
+import json
 import re
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from jinja2.exceptions import TemplateError
 from tokenizers import AddedToken
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from genesis_hf.errors import UserError
@@ -24,7 +25,10 @@ from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.tokenizer import encode_documents
 
 Message = dict[str, Any]
+"""`role` and `content`; an assistant's turn with `trained: False` is context only."""
+
 ChatFormat = Literal["chatml", "alpaca"]
+FORMATS: tuple[ChatFormat, ...] = ("chatml", "alpaca")
 
 IM_START, IM_END, THINK, END_THINK = "<|im_start|>", "<|im_end|>", "<think>", "</think>"
 CHAT_TOKENS = (IM_START, IM_END, THINK, END_THINK)
@@ -35,6 +39,11 @@ INPUT_MARK = "\n\n### Input:\n"
 
 ROLES = ("system", "user", "assistant", "tool")
 
+GENERATION_MARK = re.compile(r"\{%-?\s*generation\b")
+
+MAX_UNUSED_ROWS = 512
+"""Rows of the embedding beyond the tokenizer's last id that padding explains (to a multiple of 64 … 512)."""
+
 
 # ---------------------------------------------------------------------------------------------------------
 # A base model becomes a chat model
@@ -44,59 +53,157 @@ ROLES = ("system", "user", "assistant", "tool")
 def prepare_for_chat(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat = "chatml"
 ) -> None:
-    """Give a base model and its tokenizer a chat format, in place; a model that has it stays as it is.
+    """Give a base model and its tokenizer a chat format, in place; one that has a chat template keeps it.
 
     ChatML appends four tokens. Their rows of the embedding, and of the output matrix where it is not tied, are the
-    fp32 mean of the old rows, so that their first logits are ordinary ones; old rows keep every bit. The stop token
-    (`<|im_end|>`; in Alpaca the base's own eos) becomes eos everywhere, pad stays the base's.
+    fp32 mean of the tokenizer's old rows, so that their first logits are ordinary ones; old rows keep every bit.
+    Rows that pad the embedding are taken before new ones are made. The stop token (`<|im_end|>`; in Alpaca the
+    base's own eos) becomes eos everywhere, pad stays the base's.
 
     Raises:
-        UserError: the tokenizer doesn't fit the model.
+        UserError: the tokenizer doesn't fit the model, or has the other format.
     """
     rows, ids = model.get_input_embeddings().weight.shape[0], len(tokenizer)
-    if rows != ids:
+    if not ids <= rows <= ids + MAX_UNUSED_ROWS:
         raise UserError(
             f"the tokenizer has {ids:,} tokens and the model {rows:,} rows of embedding: "
             "give the tokenizer that the model was trained with"
         )
-    if tokenizer.eos_token_id is None:
-        raise UserError("the tokenizer names no eos token, which a conversation has to end or be padded with")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if chat_format == "chatml":
-        add_chat_tokens(model, tokenizer)
-        tokenizer.eos_token = IM_END
-    tokenizer.chat_template = read_template(chat_format)
+    prepare_tokenizer(tokenizer, chat_format)
+    add_rows(model, ids, len(tokenizer))
     for config in (model.config, model.generation_config):
         config.bos_token_id = tokenizer.bos_token_id
         config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = tokenizer.pad_token_id
 
 
-def add_chat_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Append the four tokens to the tokenizer and a row for each to the model."""
-    vocabulary = tokenizer.get_vocab()
-    present = [token for token in CHAT_TOKENS if token in vocabulary]
-    if present == list(CHAT_TOKENS):
+def prepare_tokenizer(tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat = "chatml") -> None:
+    """Give a tokenizer a chat format, in place: its tokens, stop token, pad and template.
+
+    A template that says what is trained stays. One that doesn't, as many base models bring, makes room for ours, and a
+    line says so.
+
+    Raises:
+        UserError: it has the other format, or no eos.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError("the tokenizer names no eos token, which a conversation has to end or be padded with")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template and GENERATION_MARK.search(tokenizer.chat_template):
+        for name in FORMATS:
+            if name != chat_format and tokenizer.chat_template == read_template(name):
+                raise UserError(
+                    f"the tokenizer has the chat format {name} already: set chat_format: {name}, or give a base model"
+                )
         return
-    if present:
-        raise UserError(f"the tokenizer has {', '.join(present)} already, but not all of {', '.join(CHAT_TOKENS)}")
+    if tokenizer.chat_template:
+        print(
+            "the tokenizer's chat template doesn't say what is trained (no {% generation %} block): "
+            f"{chat_format} takes its place",
+            file=sys.stderr,
+        )
+    if chat_format == "chatml":
+        add_chat_tokens(tokenizer)
+        tokenizer.eos_token = IM_END
+    tokenizer.chat_template = read_template(chat_format)
+
+
+def add_chat_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Append those of the four tokens that a tokenizer lacks; those that it has become special ones."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [token for token in CHAT_TOKENS if token not in vocabulary]
     base = len(tokenizer)
     tokenizer.add_tokens([AddedToken(t, special=True, normalized=False) for t in CHAT_TOKENS], special_tokens=True)
-    if tokenizer.convert_tokens_to_ids(list(CHAT_TOKENS)) != list(range(base, base + len(CHAT_TOKENS))):
-        raise UserError(f"the tokenizer's ids have gaps: the chat tokens do not land at {base:,} … {base + 3:,}")
-    model.resize_token_embeddings(base + len(CHAT_TOKENS), mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            weight = layer.weight
-            weight[base:] = weight[:base].float().mean(dim=0).to(weight.dtype)
-            if getattr(layer, "bias", None) is not None:
-                layer.bias[base:] = layer.bias[:base].mean()
+    if tokenizer.convert_tokens_to_ids(missing) != list(range(base, base + len(missing))):
+        raise UserError(f"the tokenizer's ids have gaps: the chat tokens do not land at {base:,} and behind")
+
+
+@torch.no_grad()
+def add_rows(model: PreTrainedModel, old: int, new: int) -> None:
+    """Make rows `old` … `new` - 1 of the embeddings the fp32 mean of the rows before; nothing where there are none."""
+    if old == new:
+        return
+    if model.get_input_embeddings().weight.shape[0] < new:
+        model.resize_token_embeddings(new, mean_resizing=False)
+    for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = layer.weight
+        weight[old:new] = weight[:old].float().mean(dim=0).to(weight.dtype)
+        if getattr(layer, "bias", None) is not None:
+            layer.bias[old:new] = layer.bias[:old].float().mean().to(layer.bias.dtype)
 
 
 def read_template(chat_format: ChatFormat) -> str:
     """The Jinja text of a format."""
     return (resources.files("genesis_hf") / "assets" / f"{chat_format}.jinja").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Tools and reasoning become text
+# ---------------------------------------------------------------------------------------------------------
+
+TOOLS_BEFORE = "You can call these functions:\n<tools>\n"
+TOOLS_AFTER = (
+    "\n</tools>\nA call is a JSON object with the function's name and its arguments, between tags:\n"
+    '<tool_call>\n{"name": "…", "arguments": {…}}\n</tool_call>'
+)
+"""Around the functions' JSON schemas, one a line. `chatml.jinja` has the same words; the lint compares them."""
+
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Keys of an assistant's turn that hold what it thought; the first that is there counts."""
+
+
+def flatten_conversation(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[Message]:
+    """A conversation with tools and reasoning as `role` and `content` alone, as the ChatML template renders it.
+
+    Args:
+        messages: turns, perhaps with `tool_calls` (name and arguments, or those in `function`; arguments as an object
+            or as JSON text, which is kept as it is) and `reasoning_content`, `thinking` or `reasoning`. A content that
+            holds `<think>` has its reasoning in it already; None is an empty one, and an object its JSON.
+        tools: JSON schemas, bare or in `{"type": "function", "function": …}`; they end the system turn.
+
+    Raises:
+        KeyError, TypeError, AttributeError: a turn without a role, a call without a name.
+    """
+    flat = []
+    for message in messages:
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            content = as_json(content)
+        if message["role"] == "assistant":
+            content = flatten_answer(content, message)
+        new = {"role": message["role"], "content": content}
+        if message.get("trained") is False:
+            new["trained"] = False
+        flat.append(new)
+    if tools:
+        schemas = [tool["function"] if isinstance(tool.get("function"), dict) else tool for tool in tools]
+        text = TOOLS_BEFORE + "\n".join(map(as_json, schemas)) + TOOLS_AFTER
+        if flat and flat[0]["role"] == "system":
+            flat[0]["content"] += "\n\n" + text
+        else:
+            flat.insert(0, {"role": "system", "content": text})
+    return flat
+
+
+def flatten_answer(content: str, message: Message) -> str:
+    """An assistant's content between its reasoning and its calls."""
+    reasoning = next((message[key] for key in REASONING if message.get(key)), None)
+    calls = []
+    for call in message.get("tool_calls") or ():
+        function = call.get("function") or call
+        arguments = function.get("arguments")
+        if not isinstance(arguments, str):
+            arguments = as_json(arguments or {})
+        name = as_json(function["name"])
+        calls.append(f'<tool_call>\n{{"name": {name}, "arguments": {arguments or "{}"}}}\n</tool_call>')
+    thought = f"{THINK}\n{reasoning}\n{END_THINK}\n\n" if reasoning and THINK not in content else ""
+    return thought + "\n".join([content, *calls] if content else calls)
+
+
+def as_json(value: Any) -> str:
+    """JSON as a chat template's `tojson` writes it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -110,22 +217,31 @@ class Encoded(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     """The same ids where they are trained, -100 elsewhere; not shifted."""
+    ends: list[int]
+    """For each assistant turn, the number of ids up to and including its stop token."""
 
 
 class Segment(NamedTuple):
-    """Part of a rendered conversation: a special token of the format, or text that can hold none."""
+    """Part of a rendered conversation that is encoded by itself."""
 
     text: str
-    special: bool
+    ids: list[int] | None
+    """None: of text that is yet to be encoded and can hold no special token."""
     trained: bool
+    ends_answer: bool = False
+    """Whether an assistant's turn ends with it."""
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Where the content of a turn goes."""
+class Gap(NamedTuple):
+    """Part of a layout that is encoded by itself once the contents are known."""
 
-    turn: int
+    parts: tuple[str | int, ...]
+    """The template's own text, and numbers of the turns whose contents stand there."""
     trained: bool
+    ends_answer: bool = False
+
+
+Layout = list[Segment | Gap]
 
 
 def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> Encoded:
@@ -138,16 +254,44 @@ def encode_conversation(tokenizer: PreTrainedTokenizerFast, messages: Sequence[M
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Sequence[Message]]
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Sequence[Message]],
+    train_special_tokens: bool = True,
 ) -> list[Encoded]:
-    """As `encode_conversation`, all texts in one batch."""
-    vocabulary = special_ids(tokenizer)
-    segments = [split_segments(tokenizer, vocabulary, messages) for messages in conversations]
-    encoded = []
-    for parts, ids in zip(segments, encode_segments(tokenizer, vocabulary, segments), strict=True):
-        labels = [i if part.trained else IGNORE_INDEX for part, piece in zip(parts, ids, strict=True) for i in piece]
-        encoded.append(Encoded([i for piece in ids for i in piece], labels))
-    return encoded
+    """As `encode_conversation`, all texts in one batch.
+
+    Args:
+        train_special_tokens: False: the stop token, `<think>` and `</think>` are no labels, as in the reference run.
+    """
+    rendered = encode_segments(tokenizer, conversations, train_special_tokens=train_special_tokens)
+    return [join_segments(segments) for segments in rendered]
+
+
+def join_segments(segments: Sequence[Segment]) -> Encoded:
+    """The conversation that segments with their ids make."""
+    input_ids: list[int] = []
+    labels: list[int] = []
+    ends = []
+    for _, ids, trained, ends_answer in segments:
+        input_ids += ids
+        labels += ids if trained else [IGNORE_INDEX] * len(ids)
+        if ends_answer:
+            ends.append(len(input_ids))
+    return Encoded(input_ids, labels, ends)
+
+
+def input_mark_of(tokenizer: PreTrainedTokenizerFast) -> str:
+    """What stands between an instruction and its context in the tokenizer's chat format."""
+    return INPUT_MARK if INPUT_MARK.strip() in (tokenizer.chat_template or "") else "\n\n"
+
+
+def takes_role(tokenizer: PreTrainedTokenizerFast, role: str) -> bool:
+    """Whether the chat format has a place for a role's turns."""
+    try:
+        encode_segments(tokenizer, [[*({"role": r, "content": "-"} for r in ("user", "assistant", role))]])
+    except UserError:
+        return False
+    return True
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
@@ -157,68 +301,118 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
     """As `encode_prompt`, all texts in one batch."""
-    vocabulary = special_ids(tokenizer)
-    segments = [split_segments(tokenizer, vocabulary, messages, True) for messages in conversations]
-    return [[i for piece in ids for i in piece] for ids in encode_segments(tokenizer, vocabulary, segments)]
+    rendered = encode_segments(tokenizer, conversations, add_generation_prompt=True)
+    return [[i for segment in segments for i in segment.ids] for segments in rendered]
 
 
 def encode_segments(
-    tokenizer: PreTrainedTokenizerFast, vocabulary: dict[str, int], segments: list[list[Segment]]
-) -> list[list[list[int]]]:
-    """Ids of every segment of every conversation."""
-    texts = [part.text for parts in segments for part in parts if not part.special]
-    plain = iter(encode_documents(tokenizer, texts))
-    return [[[vocabulary[part.text]] if part.special else next(plain) for part in parts] for parts in segments]
-
-
-def split_segments(
     tokenizer: PreTrainedTokenizerFast,
-    vocabulary: dict[str, int],
-    messages: Sequence[Message],
+    conversations: Sequence[Sequence[Message]],
     add_generation_prompt: bool = False,
-) -> list[Segment]:
-    """The rendered conversation, cut where a special token stands and where training begins or ends.
+    train_special_tokens: bool = True,
+) -> list[list[Segment]]:
+    """The segments of each conversation with their ids; their texts together are the rendered conversation.
 
-    The header of an assistant's turn is thus encoded apart from its content, as it is when the model answers.
-    `vocabulary` holds the special tokens that the format may use, as `special_ids` gives them.
+    It is cut where a special token stands and where an answer begins or ends: the header of an assistant's turn is
+    encoded apart from its content, as it is when the model answers.
     """
     if not tokenizer.chat_template:
         raise UserError("the tokenizer has no chat template: give a chat model, or prepare a base model for chat")
-    turns = tuple((message["role"], INPUT_MARK in message["content"]) for message in messages)
-    layout = lay_out(tokenizer.chat_template, tokenizer.eos_token, tuple(vocabulary), turns, add_generation_prompt)
-    segments: list[Segment] = []
-    for part in layout:
-        if isinstance(part, Segment):
-            append_segment(segments, part)
-        elif messages[part.turn]["role"] == "assistant":
-            for piece in re.split(f"({THINK}|{END_THINK})", messages[part.turn]["content"]):
-                special = piece in (THINK, END_THINK) and piece in vocabulary
-                append_segment(segments, Segment(piece, special, part.trained))
+    special = special_ids(tokenizer)
+    thinking = {mark: special[mark] for mark in (THINK, END_THINK) if mark in special}
+    layouts: dict[tuple[Turn, ...], Layout] = {}
+    rendered = []
+    for messages in conversations:
+        turns = tuple([(m["role"], INPUT_MARK in m["content"], m.get("trained", True)) for m in messages])
+        if turns not in layouts:
+            layouts[turns] = lay_out(tokenizer, special, turns, add_generation_prompt, train_special_tokens)
+        segments: list[Segment] = []
+        for part in layouts[turns]:
+            if type(part) is Segment:
+                segments.append(part)
+            else:
+                segments += fill(part, messages, thinking, train_special_tokens)
+        rendered.append(segments)
+    texts = [segment.text for segments in rendered for segment in segments if segment.ids is None]
+    ids = iter(encode_documents(tokenizer, texts))
+    return [
+        [Segment(s.text, next(ids), s.trained, s.ends_answer) if s.ids is None else s for s in segments]
+        for segments in rendered
+    ]
+
+
+def fill(gap: Gap, messages: Sequence[Message], thinking: dict[str, int], train_special_tokens: bool) -> list[Segment]:
+    """A gap with its contents; `<think>` and `</think>` in an assistant's are tokens where `thinking` has their ids."""
+    text = "".join([part if type(part) is str else messages[part]["content"] for part in gap.parts])
+    if not thinking or "think>" not in text:
+        return [Segment(text, None, gap.trained, gap.ends_answer)]
+    pieces = [""]  # text, and in between the marks
+    for part in gap.parts:
+        if type(part) is str or messages[part]["role"] != "assistant":
+            pieces[-1] += part if type(part) is str else messages[part]["content"]
         else:
-            append_segment(segments, Segment(messages[part.turn]["content"], False, part.trained))
+            first, *others = re.split(f"({'|'.join(thinking)})", messages[part]["content"])
+            pieces[-1] += first
+            pieces += others
+    segments = []
+    for number, piece in enumerate(pieces):
+        if number % 2:
+            segments.append(Segment(piece, [thinking[piece]], gap.trained and train_special_tokens))
+        elif piece:
+            segments.append(Segment(piece, None, gap.trained))
+    segments[-1] = segments[-1]._replace(ends_answer=gap.ends_answer)
     return segments
 
 
-def append_segment(segments: list[Segment], new: Segment) -> None:
-    """Add a segment; text joins the text before it where both are trained or neither is."""
-    if not new.text:
-        return
-    last = segments[-1] if segments else None
-    if last and not (last.special or new.special) and last.trained == new.trained:
-        segments[-1] = last._replace(text=last.text + new.text)
-    else:
-        segments.append(new)
+# ---------------------------------------------------------------------------------------------------------
+# The template's own text
+# ---------------------------------------------------------------------------------------------------------
+
+Turn = tuple[str, bool, bool]
+"""Role, whether the content marks its context, whether it is trained: all that a layout depends on."""
+
+SLOT = re.compile(r"\0(\d+)[^\0]*\0")
+"""Where the content of a turn goes."""
+
+
+def lay_out(
+    tokenizer: PreTrainedTokenizerFast,
+    special: dict[str, int],
+    turns: tuple[Turn, ...],
+    add_generation_prompt: bool,
+    train_special_tokens: bool,
+) -> Layout:
+    """The segments of the template's own text, and the gaps for the contents of turns."""
+    variables = tuple((k, v) for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str))
+    placeholders = tuple((role, marked) for role, marked, _ in turns)
+    text, spans = render_turns(tokenizer.chat_template, variables, placeholders, add_generation_prompt)
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    marks = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    layout: Layout = []
+    for number, (start, end) in enumerate(pairwise(edges)):
+        answer = number % 2 == 1
+        trained = answer and all(turns[int(turn)][2] for turn in SLOT.findall(text[start:end]))
+        for piece in re.split(f"({marks})", text[start:end]):
+            if piece in special:
+                layout.append(Segment(piece, [special[piece]], trained and train_special_tokens))
+            elif SLOT.search(piece):
+                parts = [int(part) if i % 2 else part for i, part in enumerate(SLOT.split(piece))]
+                layout.append(Gap(tuple(part for part in parts if part != ""), trained))
+            elif piece:
+                layout.append(Segment(piece, encode_documents(tokenizer, [piece])[0], trained))
+        if answer and end > start:
+            layout[-1] = layout[-1]._replace(ends_answer=True)
+    return layout
 
 
 @functools.lru_cache(maxsize=4096)
-def lay_out(
+def render_turns(
     template: str,
-    eos_token: str,
-    special_tokens: tuple[str, ...],
+    variables: tuple[tuple[str, str], ...],
     turns: tuple[tuple[str, bool], ...],
     add_generation_prompt: bool,
-) -> list[Segment | Slot]:
-    """The template's own text and the slots for contents, for turns given by role and whether a context is marked.
+) -> tuple[str, list[tuple[int, int]]]:
+    """The rendering of turns given by role and whether a context is marked, with `SLOT`s, and where answers stand.
 
     The contents themselves are never rendered. A template may look for `INPUT_MARK` in a content, nothing else.
     """
@@ -232,111 +426,13 @@ def lay_out(
             chat_template=template,
             return_assistant_tokens_mask=True,
             add_generation_prompt=add_generation_prompt,
-            eos_token=eos_token,
+            **dict(variables),
         )
     except TemplateError as error:
         raise UserError(f"the chat template can't render this conversation: {error}") from None
-    text, spans = texts[0], spans[0]
-    pattern = "|".join([r"\0(\d+)[^\0]*\0", *map(re.escape, special_tokens)])
-    edges = {0, len(text), *(edge for span in spans for edge in span)}
-    edges |= {edge for match in re.finditer(pattern, text) for edge in match.span()}
-    layout: list[Segment | Slot] = []
-    for start, end in pairwise(sorted(edges)):
-        piece = text[start:end]
-        trained = any(first <= start < last for first, last in spans)
-        slot = re.fullmatch(r"\0(\d+)[^\0]*\0", piece)
-        layout.append(Slot(int(slot[1]), trained) if slot else Segment(piece, piece in special_tokens, trained))
-    return layout
+    return texts[0], spans[0]
 
 
 def special_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
     """The tokens that the format may use: every added special token, by its text."""
     return {token.content: i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Lint
-# ---------------------------------------------------------------------------------------------------------
-
-PROBE = (
-    {"role": "system", "content": "You answer briefly."},
-    {"role": "user", "content": "Where is the river?"},
-    {"role": "assistant", "content": "Behind the hill."},
-    {"role": "user", "content": "And the sea?"},
-    {"role": "assistant", "content": "Further south."},
-)
-
-
-def lint_chat(
-    tokenizer: PreTrainedTokenizerFast,
-    model_config: PreTrainedConfig | None = None,
-    generation_config: GenerationConfig | None = None,
-) -> None:
-    """Prove on a probe conversation that the format trains what it should; run before any training.
-
-    Checked: the rendering is the template's; every answer and its stop token is trained, and nothing else; the first
-    turns are a prefix of the whole; no typed text becomes a special token; eos and pad are the same everywhere.
-
-    Raises:
-        UserError: every fault found, in one line.
-    """
-    faults = [*template_faults(tokenizer), *token_faults(tokenizer, model_config, generation_config)]
-    if faults:
-        raise UserError(f"chat format: {'; '.join(faults)}")
-
-
-def template_faults(tokenizer: PreTrainedTokenizerFast) -> list[str]:
-    """What is wrong with the rendering, the masks and the encoding of typed text."""
-    faults = []
-    vocabulary = special_ids(tokenizer)
-    segments = split_segments(tokenizer, vocabulary, PROBE)
-    if "".join(s.text for s in segments) != tokenizer.apply_chat_template(list(PROBE), tokenize=False):
-        faults.append("the encoded segments are not the template's rendering")
-    trained = [segment.text for segment in segments if segment.trained]
-    answers = [message["content"] for message in PROBE if message["role"] == "assistant"]
-    if not trained:
-        faults.append("nothing is trained: the template has no {% generation %} block around the assistant's turn")
-    elif trained == answers:
-        faults.append(
-            f"the stop token {tokenizer.eos_token} is not trained: put it inside the {{% generation %}} block"
-        )
-    elif trained != [text for answer in answers for text in (answer, tokenizer.eos_token)]:
-        faults.append(f"trained are {trained}, not the answers and {tokenizer.eos_token}")
-    whole = encode_conversation(tokenizer, PROBE).input_ids
-    for turn, message in enumerate(PROBE):
-        if message["role"] == "assistant":
-            so_far = encode_prompt(tokenizer, PROBE[:turn])
-            if whole[: len(so_far)] != so_far:
-                faults.append(f"the first {turn} turns are not a prefix of the whole conversation")
-    typed = [{"role": "user", "content": " ".join(vocabulary)}, {"role": "assistant", "content": "No."}]
-    plain = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": "No."}]
-    counts = [
-        sum(i in vocabulary.values() for i in encode_conversation(tokenizer, messages).input_ids)
-        for messages in (typed, plain)
-    ]
-    if counts[0] != counts[1]:
-        faults.append("special tokens typed by a user become real ones")
-    return faults
-
-
-def token_faults(
-    tokenizer: PreTrainedTokenizerFast,
-    model_config: PreTrainedConfig | None,
-    generation_config: GenerationConfig | None,
-) -> list[str]:
-    """Where eos and pad of tokenizer, model and generation disagree."""
-    faults = []
-    if tokenizer.pad_token_id is None:
-        faults.append("the tokenizer names no pad token")
-    if IM_END in special_ids(tokenizer) and tokenizer.eos_token != IM_END:
-        faults.append(f"the tokenizer's eos is {tokenizer.eos_token}, not {IM_END}")
-    if tokenizer.eos_token == IM_END and tokenizer.pad_token == IM_END:
-        faults.append(f"pad is {IM_END}, which has to be learned: keep the base's eos as pad")
-    for name, config in (("config.json", model_config), ("generation_config.json", generation_config)):
-        for key in ("eos_token_id", "pad_token_id") if config is not None else ():
-            theirs, ours = getattr(config, key), getattr(tokenizer, key)
-            if theirs != ours:
-                faults.append(f"{key} is {theirs} in {name} and {ours} in the tokenizer")
-    if model_config is not None and model_config.vocab_size < len(tokenizer):
-        faults.append(f"the model has {model_config.vocab_size:,} rows for {len(tokenizer):,} tokens")
-    return faults

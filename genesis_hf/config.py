@@ -320,6 +320,24 @@ class ExportRecipe:
 
 
 @dataclass
+class ImportRecipe:
+    """`scripts/import_checkpoint.py`"""
+
+    checkpoint: str = setting(help="a state dict: .pt .pth .bin .safetensors, llama2.c's .bin, or a folder of parts")
+    mapping: str = setting(help="a mapping file, or one that comes along: llama2c, meta_llama, nanogpt_llama")
+    output_dir: str = setting(help="folder to write the model to")
+    tokenizer: str | None = setting(
+        None, "a folder, SentencePiece .model, encoder.json or llama2.c's .bin; null: the one beside the checkpoint"
+    )
+    model: dict[str, Any] = setting({}, "LlamaConfig's constants, before those of the file and the mapping; `rope`")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the weights in the folder")
+    held_out_sources: list[Source] = setting([], "text to judge the mapping by; none: a passage of plain English")
+    overwrite: bool = setting(False, "replace another import in output_dir")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+
+@dataclass
 class EvaluateRecipe:
     """`scripts/evaluate.py`; task settings bear lm-eval's names."""
 
@@ -488,19 +506,48 @@ class KTORecipe(PreparationSettings, AdapterSettings, SampleSettings):
 
 
 @dataclass
+class InspectChatRecipe:
+    """`scripts/inspect_chat.py`, beside the recipe of SFT, DPO or KTO whose examples it shows."""
+
+    row: int | None = setting(None, "the example of the mixture to show, from 0 on")
+    messages: str | None = setting(
+        None, "instead of row: a .json file, a list of role/content objects or an object with messages and tools"
+    )
+    format: Literal["text", "jsonl"] = setting("text", "text to read, or one object a token: id, text, trained")
+    answer: Literal["chosen", "rejected"] = setting("chosen", "which answer of a pair jsonl shows")
+    model: str | None = setting(None, "the model whose tokenizer is used; null: the recipe's")
+    tokenizer: str | None = setting(None, "a tokenizer's folder; null: the recipe's, or the model's own")
+    chat_format: Literal["chatml", "alpaca"] | None = setting(None, "format of a base tokenizer; null: the recipe's")
+    max_length: int | None = setting(None, "tokens of an example; null: the recipe's")
+    seed: int = setting(42, "which examples are drawn")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+    def __post_init__(self) -> None:
+        if (self.row is None) == (self.messages is None):
+            raise UserError("give --row N or --messages FILE, one of them")
+        if self.row is not None and self.row < 0:
+            raise UserError(f"row must be at least 0, not {self.row}")
+        if self.max_length is not None:
+            check_positive(self, "max_length")
+
+
+@dataclass
 class SampleRecipe:
     """`scripts/sample_answers.py`; generation settings bear transformers.GenerationConfig's names."""
 
     model: str = setting(help="a chat model: its folder, run directory or Hub id")
-    prompts: str = setting(help=".jsonl(.gz) or .parquet of `messages`, a `prompt` or any conversation's shape")
     output_file: str = setting(help="the answers, .jsonl; figures go to the same name with .summary.json")
+    prompts: str | None = setting(
+        None, ".jsonl(.gz) or .parquet of `messages`, a `prompt` or any conversation's shape; null: a fixed set of ours"
+    )
     num_examples: int | None = setting(None, "the first rows only; null: all")
     max_new_tokens: int = setting(128, "an answer that has not stopped by then is cut")
     temperature: float = setting(0.7, "0: always the likeliest token")
     top_p: float = setting(0.95, "smallest set of tokens of this probability")
     repetition_penalty: float = setting(1.0, "above 1: tokens that occurred become less likely")
-    batch_size: int = setting(64, "answers written at once")
-    seed: int = setting(42)
+    batch_size: int = setting(64, "answers written at once; changes no answer but where rounding does")
+    seed: int = setting(42, "what is drawn for a prompt follows from it and the prompt's number")
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
     dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
 
@@ -511,6 +558,23 @@ class SampleRecipe:
             check_positive(self, "num_examples")
         if self.temperature < 0 or self.top_p > 1:
             raise UserError("temperature must be at least 0 and top_p at most 1")
+
+
+@dataclass
+class CompareAnswersRecipe:
+    """`scripts/compare_answers.py BEFORE AFTER …`: how answers to the same prompts sound, the first ones the base."""
+
+    answers: list[str] = setting(help="files of scripts/sample_answers.py")
+    output_file: str | None = setting(None, "also write the table here: .md, .html or .json")
+    plot_file: str | None = setting(None, "also draw the differences here: .png, .svg or .pdf")
+
+    def __post_init__(self) -> None:
+        if len(self.answers) < 2:
+            raise UserError("nothing to compare: name at least two files of answers")
+        if self.output_file and not self.output_file.endswith((".md", ".html", ".json")):
+            raise UserError(f"output_file {self.output_file}: its name must end with .md, .html or .json")
+        if self.plot_file and not self.plot_file.endswith((".png", ".svg", ".pdf")):
+            raise UserError(f"plot_file {self.plot_file}: its name must end with .png, .svg or .pdf")
 
 
 def check_positive(recipe: Any, name: str) -> None:

@@ -15,6 +15,8 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from genesis_hf.chat import MAX_UNUSED_ROWS
+from genesis_hf.chat_lint import lint_folder, trains
 from genesis_hf.checkpoint.folders import find_checkpoint
 from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import write_text
@@ -34,9 +36,6 @@ from genesis_hf.tokenizer import NASTY_CORPUS, load_tokenizer, save_tokenizer
 
 FORMATS = ("llama",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-MAX_UNUSED_ROWS = 512
-"""Rows of the embedding beyond the tokenizer's last id that padding explains (to a multiple of 64 … 512)."""
 
 REPORT = "parity.json"
 
@@ -102,6 +101,8 @@ def export_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         write_llama_folder(model, fast, temporary, DTYPES[dtype])
+        if trains(fast):  # a chat model; a base model may carry a template that nothing was trained with
+            lint_folder(temporary)
         del model  # so that the fresh process has the memory
         report = {
             "checkpoint": checkpoint.name,

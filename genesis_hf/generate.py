@@ -1,25 +1,31 @@
 """Answers of a chat model: batched sampling of many, and one token by token for a terminal."""
 
-import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import copy
+import sys
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     StoppingCriteria,
     StoppingCriteriaList,
+    TemperatureLogitsWarper,
     TextIteratorStreamer,
+    TopPLogitsWarper,
 )
 
+from genesis_hf.answers import Answer
 from genesis_hf.chat import Message, encode_prompts
-from genesis_hf.config import ConversationSource, SampleRecipe, write_text
+from genesis_hf.config import ConversationSource, SampleRecipe
 from genesis_hf.conversations.checks import Fault, check_prompt
 from genesis_hf.conversations.preferences import as_messages
 from genesis_hf.conversations.rows import read_rows
@@ -29,17 +35,8 @@ from genesis_hf.export import resolve_model
 from genesis_hf.post_training.models import load_model
 from genesis_hf.tokenizer import load_tokenizer
 
-
-@dataclass(frozen=True)
-class Answer:
-    """One sampled answer."""
-
-    prompt: list[Message]
-    answer: str
-    stopped: bool
-    """It ended with the stop token by itself, before `max_new_tokens`."""
-    tokens: int
-    """Written, the stop token counted."""
+STYLE_PROMPTS = Path(__file__).parent / "assets" / "style_prompts.jsonl"
+"""A fixed set of prompts of our own: `id`, `category` and `messages` a line."""
 
 
 def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -59,25 +56,26 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     return model, tokenizer
 
 
-def read_prompts(path: str, limit: int | None = None) -> list[list[Message]]:
-    """Conversations to answer; a final assistant turn, if a row has one, is left out.
+def read_prompts(path: str | Path = STYLE_PROMPTS, limit: int | None = None) -> list[list[Message]]:
+    """Conversations to answer, by default a fixed set of our own; a final assistant turn of a row is left out.
 
     A row has `messages` or a `prompt` (text or messages), or any shape that training reads.
 
     Raises:
         UserError: an unreadable file, a row without a prompt.
     """
-    rows = read_rows(ConversationSource(name="prompts", paths=[path]))
+    rows = read_rows(ConversationSource(name="prompts", paths=[str(path)]))
     prompts = []
-    for where, row in rows[:limit]:
+    for number in range(len(rows))[:limit]:
         try:
+            _, row = rows[number]
             key = next((key for key in ("messages", "prompt") if row.get(key)), None)
             messages = as_messages(row[key], "user") if key else to_messages(row)
             if messages[-1]["role"] == "assistant":
                 messages.pop()
             check_prompt(messages)
         except (Fault, KeyError, TypeError, IndexError) as fault:
-            raise UserError(f"{where}: no prompt that can be answered ({fault})") from None
+            raise UserError(f"{rows.where(number)}: no prompt that can be answered ({fault})") from None
         prompts.append(messages)
     return prompts
 
@@ -96,7 +94,6 @@ def sampling(tokenizer: PreTrainedTokenizerFast, recipe: SampleRecipe) -> Genera
     )
 
 
-@torch.inference_mode()
 def sample_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -105,10 +102,32 @@ def sample_answers(
     batch_size: int = 64,
     seed: int = 42,
 ) -> list[Answer]:
-    """An answer to each prompt, in the prompts' order; the same seed and batch size give the same answers.
+    """An answer to each prompt, in the prompts' order; see `sample_batches`."""
+    batches = sample_batches(model, tokenizer, prompts, settings, batch_size, seed)
+    answers = {number: answer for batch in batches for number, answer in batch.items()}
+    return [answers[number] for number in range(len(prompts))]
+
+
+def sample_batches(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[Message]],
+    settings: GenerationConfig,
+    batch_size: int = 64,
+    seed: int = 42,
+    done: Collection[int] = (),
+) -> Iterator[dict[int, Answer]]:
+    """Answers batch by batch, by the number of their prompt; those that are `done` are left out.
+
+    What is drawn for a prompt follows from the seed and the prompt's number alone, so batch size and order change an
+    answer only where rounding does: in fp32 next to never, in bf16 now and then. torch's own random state is neither
+    used nor moved.
 
     Prompts of like length are answered together, padded on the left. A prompt too long for the context loses its
-    beginning.
+    beginning; how many did is said on stderr.
+
+    Raises:
+        UserError: `max_new_tokens` leaves no room for a prompt.
     """
     room = model.config.max_position_embeddings - settings.max_new_tokens
     if room < 1:
@@ -116,22 +135,70 @@ def sample_answers(
             f"max_new_tokens is {settings.max_new_tokens}, which leaves no room for a prompt in the model's context "
             f"of {model.config.max_position_embeddings}"
         )
-    torch.manual_seed(seed)
-    encoded = [ids[-room:] for ids in encode_prompts(tokenizer, prompts)]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    answers: dict[int, Answer] = {}
-    progress = tqdm(total=len(order), desc="answering", unit="answer", disable=None)
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        inputs = pad_left([encoded[i] for i in rows], tokenizer.pad_token_id, model.device)
-        outputs = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
-        for i, ids in zip(rows, outputs.tolist(), strict=True):
-            stopped = tokenizer.eos_token_id in ids
-            length = ids.index(tokenizer.eos_token_id) if stopped else len(ids)
-            answers[i] = Answer(list(prompts[i]), tokenizer.decode(ids[:length]), stopped, length + stopped)
-        progress.update(len(rows))
-    progress.close()
-    return [answers[i] for i in range(len(prompts))]
+    encoded = encode_prompts(tokenizer, prompts)
+    if cut := sum(len(ids) > room for ids in encoded):
+        print(f"{cut} of {len(encoded)} prompts lose their beginning: they exceed {room:,} tokens", file=sys.stderr)
+    order = sorted((number for number in range(len(encoded)) if number not in done), key=lambda i: len(encoded[i]))
+    with tqdm(
+        total=len(encoded), initial=len(encoded) - len(order), desc="answering", unit="answer", disable=None
+    ) as bar:
+        for start in range(0, len(order), batch_size):
+            numbers = order[start : start + batch_size]
+            written = write_batch(model, tokenizer, [encoded[i][-room:] for i in numbers], numbers, settings, seed)
+            yield {
+                number: to_answer(tokenizer, prompts[number], ids) for number, ids in zip(numbers, written, strict=True)
+            }
+            bar.update(len(numbers))
+
+
+@torch.inference_mode()
+def write_batch(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[list[int]],
+    numbers: list[int],
+    settings: GenerationConfig,
+    seed: int,
+) -> list[list[int]]:
+    """What the model writes after each row of ids, padded after the stop token."""
+    inputs = pad_left(rows, tokenizer.pad_token_id, model.device)
+    width = inputs["input_ids"].shape[1]
+    processors = LogitsProcessorList()
+    if settings.do_sample:
+        draws = [np.random.default_rng((seed, number)).random(settings.max_new_tokens) for number in numbers]
+        processors += [TemperatureLogitsWarper(settings.temperature), TopPLogitsWarper(settings.top_p)]
+        processors.append(Draw(torch.tensor(np.stack(draws), device=model.device), width))
+        settings = copy.deepcopy(settings)
+        settings.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+    outputs = model.generate(**inputs, generation_config=settings, logits_processor=processors)
+    return outputs[:, width:].tolist()
+
+
+class Draw(LogitsProcessor):
+    """Samples by inversion: the first token at which the cumulative probability exceeds a number drawn beforehand.
+
+    It leaves that token alone finite, so that the likeliest one is the drawn one.
+    """
+
+    def __init__(self, draws: torch.Tensor, width: int) -> None:
+        """draws: (rows, max_new_tokens) in [0, 1), fp64; width: tokens of the padded prompts."""
+        self.draws = draws
+        self.width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens so far), (rows, vocabulary) → scores, minus infinity but for one a row."""
+        cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        # Of the sum, which rounding may leave below 1; and never a token that has no probability.
+        goals = self.draws[:, input_ids.shape[1] - self.width, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, goals, right=True)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
+
+
+def to_answer(tokenizer: PreTrainedTokenizerFast, prompt: Sequence[Message], ids: list[int]) -> Answer:
+    """The answer that some ids stand for, up to the stop token."""
+    stopped = tokenizer.eos_token_id in ids
+    length = ids.index(tokenizer.eos_token_id) if stopped else len(ids)
+    return Answer(list(prompt), tokenizer.decode(ids[:length]), stopped, length + stopped)
 
 
 def pad_left(rows: list[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
@@ -143,11 +210,6 @@ def pad_left(rows: list[list[int]], pad_token_id: int, device: torch.device) -> 
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),
     }
-
-
-def write_answers(path: str | Path, answers: Sequence[Answer]) -> None:
-    """One JSON object a line: prompt, answer, stopped, tokens."""
-    write_text(path, "".join(json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers))
 
 
 class AskedToStop(StoppingCriteria):

@@ -138,7 +138,12 @@ def results_rows(material: Material) -> Rows:
     return rows
 
 
-STYLE_WORDS = {"stop_rate": "answers that end by themselves ↑", "hedging_rate": "answers that hedge ↓"}
+STYLE_WORDS = {
+    "stop_rate": "answers that end by themselves ↑",
+    "hedging_rate": "answers that hedge ↓",
+    "refusal_rate": "answers that refuse",
+    "repetition": "four-word sequences that repeat ↓",
+}
 
 
 def preference_figures(material: Material) -> Iterator[tuple[str, str, str]]:
@@ -154,7 +159,7 @@ def preference_figures(material: Material) -> Iterator[tuple[str, str, str]]:
 
 def percent(figure: dict[str, Any] | None) -> str:
     """`{"value", "stderr"}` of a share as `98.0% ± 1.0%`."""
-    if not figure:
+    if not figure or figure["value"] is None:
         return "–"
     error = figure.get("stderr")
     return f"{figure['value']:.1%}" + (f" ± {error:.1%}" if error is not None else "")

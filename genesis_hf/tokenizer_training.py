@@ -112,11 +112,11 @@ def read_training_text(recipe: TokenizerRecipe) -> list[str]:
     found: list[str] = []
     with tqdm(total=recipe.max_train_bytes, unit="B", unit_scale=True, desc="reading text") as bar:
         for source in recipe.sources:
-            before = bar.n
+            before = len(found)
             for document in sample_text(source, int(recipe.max_train_bytes * source.weight / total_weight)):
                 found.extend(sentences(document))
                 bar.update(len(document.encode()))
-            if bar.n == before:
+            if len(found) == before:
                 raise UserError(f"source {source.name!r} holds no text to train a tokenizer on")
     return found
 

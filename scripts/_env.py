@@ -9,6 +9,10 @@ import sys
 
 import yaml
 
+# A script's own folder comes last: in front, scripts/evaluate.py would hide the library of that name.
+here = os.path.dirname(os.path.abspath(__file__))
+sys.path[:] = [path for path in sys.path if os.path.abspath(path or ".") != here] + [here]
+
 # Ctrl-C while libraries are being imported, before a script reports errors itself: a word, no traceback.
 plain_excepthook = sys.excepthook
 sys.excepthook = lambda kind, *error: (

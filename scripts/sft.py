@@ -10,6 +10,7 @@ import _env  # noqa: F401
 from genesis_hf.errors import report_user_errors
 from genesis_hf.post_training.recipe import batch_plan, resolved_yaml
 from genesis_hf.post_training.sft import parse_sft_recipe, train_sft
+from genesis_hf.processes import is_main
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
         print(f"# {batch_plan(training, 'conversations')}")
         return
     summary = train_sft(recipe, training)
-    if summary:
+    if summary and is_main():
         print_summary(summary, training.output_dir)
 
 

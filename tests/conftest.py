@@ -34,6 +34,12 @@ TINY_MODEL = {
 """`model:` of a recipe that trains in a second."""
 
 
+@pytest.fixture(scope="session", autouse=True)
+def conversation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Encoded conversations of tests are kept apart from the user's own."""
+    os.environ["GENESIS_HF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def run_script(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
     """`python scripts/…` as a user calls it."""
     return run_command([sys.executable, *arguments], check, environment)

@@ -1,67 +1,43 @@
-"""SFT on a tiny model: data that adds up, a run that resumes, a folder that loads."""
+"""SFT on a tiny model: a run that resumes to the last bit, packing that changes nothing, a folder that loads."""
 
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_chat import VOCABULARY, echo_rows, make_tokenizer, small_model, turns, write_rows
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tiny_chat import VOCABULARY, echo_rows, small_model, turns, write_rows
+from tiny_sft import make_base, metrics, run, weights
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from genesis_hf.chat import INPUT_MARK, encode_conversation
-from genesis_hf.config import ConversationSource
-from genesis_hf.conversations.checks import Fault
-from genesis_hf.conversations.mixture import mixture_table, read_mixture
-from genesis_hf.conversations.shapes import to_messages
+from genesis_hf.chat import encode_conversation, encode_prompt, prepare_for_chat
+from genesis_hf.conversations.packing import PackedConversations
 from genesis_hf.errors import UserError
+from genesis_hf.post_training.conversation_trainer import Collator, ConversationTrainer, TrainingRows
 from genesis_hf.post_training.order import LengthGroupedOrder
-from genesis_hf.post_training.sft import encode_mixture, parse_sft_recipe, train_sft
+from genesis_hf.post_training.run import RunCallback
+from genesis_hf.post_training.scoring import score_answers
 from genesis_hf.tokenizer import load_tokenizer
-from genesis_hf.training.metrics import MetricsWriter, read_metrics
+from genesis_hf.training.metrics import read_metrics
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An exported base model with its tokenizer."""
-    folder = tmp_path_factory.mktemp("base")
-    tokenizer = load_tokenizer(make_tokenizer(folder))
-    small_model().save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    write_rows(folder / "train.jsonl", echo_rows(96, seed=1))
-    write_rows(folder / "heldout.jsonl", echo_rows(24, seed=2))
-    return folder
+    return make_base(tmp_path_factory.mktemp("base"))
 
 
-def run(base: Path, output_dir: Path, **settings: Any) -> dict[str, Any] | None:
-    values = {
-        "model": base / "model",
-        "output_dir": output_dir,
-        "mixture": json.dumps([{"name": "echo", "paths": [f"{base}/train.jsonl"]}]),
-        "eval_mixture": json.dumps([{"name": "echo", "paths": [f"{base}/heldout.jsonl"]}]),
-        "learning_rate": 2e-2,
-        "max_length": 64,
-        "logging_steps": 1,
-        "bf16": "false",
-        "disable_tqdm": "true",
-        **settings,
-    }
-    return train_sft(*parse_sft_recipe([word for key, value in values.items() for word in (f"--{key}", str(value))]))
-
-
-def losses(output_dir: Path) -> dict[int, float]:
-    return {record["step"]: record["loss"] for record in read_metrics(output_dir / "metrics.jsonl") if "loss" in record}
-
-
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def finished(base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A run of two epochs, not interrupted."""
+    """A run of two epochs, not interrupted, with held-out conversations of an odd number."""
     output_dir = tmp_path_factory.mktemp("sft") / "run"
-    return output_dir, run(base, output_dir, num_train_epochs=2)
+    return output_dir, run(base, output_dir)
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -74,8 +50,8 @@ def test_held_out_answers_become_likelier(finished: tuple[Path, dict[str, Any]])
     before, after = summary["held_out"]["before"], summary["held_out"]["after"]
     assert after["loss"] < before["loss"] - 1
     assert before["stderr"] > 0
-    assert summary["steps"] == 24
-    assert json.loads((finished[0] / "summary.json").read_text())["steps"] == 24
+    assert summary["steps"] == 22
+    assert json.loads((finished[0] / "summary.json").read_text())["steps"] == 22
 
 
 def test_the_final_folder_is_a_plain_llama_with_everything_inside(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -95,55 +71,83 @@ def test_the_final_folder_is_a_plain_llama_with_everything_inside(finished: tupl
 def test_the_held_out_loss_is_the_mean_over_trained_tokens(base: Path, finished: tuple[Path, dict[str, Any]]) -> None:
     final = finished[0] / "final"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(final), load_tokenizer(final)
-    total, count = 0.0, 0
-    for row in echo_rows(24, seed=2):
-        ids, labels = (torch.tensor([x]) for x in encode_conversation(tokenizer, row["messages"]))
+    sums, counts = [], []
+    rows = {json.dumps(row): row for row in echo_rows(23, seed=2)}  # duplicates count once
+    for row in rows.values():
+        ids, labels = (torch.tensor([x]) for x in encode_conversation(tokenizer, row["messages"])[:2])
         with torch.no_grad():
             logits = model(ids).logits[:, :-1]
-        total += torch.nn.functional.cross_entropy(logits[0], labels[0, 1:], reduction="sum").item()
-        count += int((labels != -100).sum())
-    after = finished[1]["held_out"]["after"]
-    assert after["tokens"] == count
-    assert after["loss"] == pytest.approx(total / count, abs=1e-4)
+        sums.append(torch.nn.functional.cross_entropy(logits[0], labels[0, 1:], reduction="sum").item())
+        counts.append(int((labels != -100).sum()))
+    after, (s, n) = finished[1]["held_out"]["after"], np.array([sums, counts])
+    loss = s.sum() / n.sum()
+    assert after["tokens"] == n.sum()
+    assert after["loss"] == pytest.approx(loss, abs=1e-4)
+    assert after["stderr"] == pytest.approx((s - loss * n).std(ddof=1) / n.mean() / len(n) ** 0.5, rel=1e-3)
 
 
-def test_a_stopped_run_goes_on_to_the_same_losses(
+def test_a_run_goes_on_to_the_same_bits_from_wherever_it_was_left(
     base: Path, finished: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = MetricsWriter.write
-
-    def write_and_stop(self: MetricsWriter, record: dict[str, Any]) -> None:
-        write(self, record)
-        if record["step"] == 15:  # in the second epoch
-            os.kill(os.getpid(), signal.SIGTERM)
-
+    """Asked to leave between two logged steps; killed between saves; killed while it saves, in the last epoch."""
+    output_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(MetricsWriter, "write", write_and_stop)
-        assert run(base, tmp_path / "run", num_train_epochs=2) is None
-    assert not (tmp_path / "run/summary.json").exists()
-    half_written = tmp_path / "run/checkpoint-99"
-    half_written.mkdir()
-    (half_written / "trainer_state.json").write_text('{"global_step": 99')
-    summary = run(base, tmp_path / "run", num_train_epochs=2)
-    assert losses(tmp_path / "run") == losses(finished[0])
-    assert summary["held_out"]["after"] == finished[1]["held_out"]["after"]
+        patch.setattr(RunCallback, "on_step_end", stopping(RunCallback.on_step_end, 5, ask_to_stop))
+        assert run(base, output_dir) is None
+    assert [path.name for path in output_dir.glob("checkpoint-*")] == ["checkpoint-5"]
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCallback, "on_step_end", stopping(RunCallback.on_step_end, 9, die))
+        with pytest.raises(Killed):
+            run(base, output_dir)
+    with monkeypatch.context() as patch:
+        patch.setattr(ConversationTrainer, "_save_scaler", stopping(ConversationTrainer._save_scaler, 14, die))
+        with pytest.raises(Killed):
+            run(base, output_dir)
+    assert not (output_dir / "checkpoint-14").exists()
+    assert not (output_dir / "summary.json").exists()
+    half_deleted = output_dir / "checkpoint-99"
+    half_deleted.mkdir()
+    (half_deleted / "trainer_state.json").write_text('{"global_step": 99}')
+    summary = run(base, output_dir)
+    assert metrics(output_dir) == metrics(finished[0])
+    assert summary["held_out"] == finished[1]["held_out"]
+    assert weights(output_dir) == weights(finished[0])
+    assert not list(output_dir.glob(".*"))
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a test can go."""
+
+
+def die() -> None:
+    raise Killed
+
+
+def ask_to_stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stopping(method: Callable, step: int, stop: Callable[[], None]) -> Callable:
+    """The method of a callback or trainer, stopped before it does anything at one step."""
+
+    def stopped(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        trainer = getattr(self, "trainer", self)
+        if trainer.state.global_step == step:
+            stop()
+        return method(self, *arguments, **keywords)
+
+    return stopped
 
 
 def test_a_finished_run_says_so_and_an_other_recipe_is_refused(
     base: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
     output_dir, _ = finished
-    assert run(base, output_dir, num_train_epochs=2)["already_finished"]
+    assert run(base, output_dir)["already_finished"]
     with pytest.raises(UserError, match="differs in learning_rate, num_train_epochs"):
-        run(base, output_dir, learning_rate=1e-3)
+        run(base, output_dir, learning_rate=1e-3, num_train_epochs=1)
     with pytest.raises(UserError, match="not empty"):
-        run(base, output_dir, num_train_epochs=2, resume_from_checkpoint="none")
-
-
-def test_packed_conversations_do_not_see_each_other(base: Path, tmp_path: Path) -> None:
-    alone = run(base, tmp_path / "alone", max_steps=1, learning_rate=0)
-    packed = run(base, tmp_path / "packed", max_steps=1, learning_rate=0, packing="true")
-    assert packed["held_out"]["before"]["loss"] == pytest.approx(alone["held_out"]["before"]["loss"], abs=1e-5)
+        run(base, output_dir, resume_from_checkpoint="none")
 
 
 def test_alpaca_trains_with_the_base_tokens(base: Path, tmp_path: Path) -> None:
@@ -160,9 +164,14 @@ def test_alpaca_trains_with_the_base_tokens(base: Path, tmp_path: Path) -> None:
         ({"model": "/nowhere/model"}, "no such folder"),
         ({"learning_rte": "1"}, "did you mean `learning_rate`"),
         ({"mixture": '[{"name": "a", "paths": ["/nowhere/*.jsonl"]}]'}, "no file matches"),
-        ({"max_length": "5"}, "none of its 96 rows is usable .*too long"),
+        ({"max_length": "5"}, "none of its 96 rows is usable"),
         ({"resume_from_checkpoint": "/nowhere"}, "not a complete checkpoint"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),
+        ({"packing": "true", "packing_strategy": "wrapped"}, "packing_strategy: wrapped lets conversations see"),
+        ({"assistant_only_loss": "true"}, "what is trained follows from the chat format"),
+        ({"loss_type": "dft"}, "loss_type: dft is not supported"),
+        ({"sample_steps": "1", "sample_max_new_tokens": "128"}, "no room for a prompt"),
+        ({"sample_steps": "1", "sample_max_new_tokens": "9", "sample_prompts": "/nowhere.jsonl"}, "nowhere.jsonl"),
     ],
 )
 def test_a_users_mistake_is_one_line(base: Path, tmp_path: Path, settings: dict[str, str], complaint: str) -> None:
@@ -172,97 +181,113 @@ def test_a_users_mistake_is_one_line(base: Path, tmp_path: Path, settings: dict[
 
 
 # ---------------------------------------------------------------------------------------------------------
-# Rows, mixtures, order
+# Packing
 # ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("row", "expected"),
-    [
-        ({"messages": turns("a", "b", system="s")}, turns("a", "b", system="s")),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, turns("a", "b")[1]]},
-            turns("a", "b"),
-        ),
-        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, turns("a", "b")),
-        ({"instruction": "a", "input": "", "output": "b"}, turns("a", "b")),
-        ({"instruction": "a", "context": "c", "response": "b"}, turns(f"a{INPUT_MARK}c", "b")),
-        ({"prompt": "a", "completion": "b"}, turns("a", "b")),
-        ({"query": "a", "response": "b", "type": "x"}, turns("a", "b")),
-    ],
-)
-def test_rows_that_people_have_become_messages(row: dict, expected: list) -> None:
-    assert to_messages(row, input_mark=INPUT_MARK) == expected
+def batches(packed: bool, tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+    """The same eight conversations in a row each, or packed into three."""
+    encoded = [encode_conversation(tokenizer, row["messages"]) for row in echo_rows(8, seed=3)]
+    columns = {"input_ids": [e.input_ids for e in encoded], "labels": [e.labels for e in encoded]}
+    dataset = Dataset.from_dict({**columns, "length": [len(e.input_ids) for e in encoded]})
+    rows = PackedConversations(dataset, 64) if packed else TrainingRows(dataset, 0)
+    assert len(rows) == (3 if packed else 8)
+    batch = Collator(0, packed)([rows[number] for number in range(len(rows))])
+    assert batch.pop("num_tokens") == sum(dataset["length"])
+    return batch
 
 
-@pytest.mark.parametrize(
-    ("row", "fault"),
-    [
-        ({"messages": turns("a")}, "ends without an answer"),
-        ({"messages": turns("a", " ")}, "empty assistant turn"),
-        ({"messages": [*turns("a"), *turns("a", "b")]}, "two user turns in a row"),
-        ({"messages": [{"role": "narrator", "content": "a"}]}, "unknown role 'narrator'"),
-        ({"messages": [*turns("a", "b"), {"role": "system", "content": "s"}]}, "a system turn that is not the first"),
-        ({"messages": [{"role": "assistant", "content": "a"}]}, "an assistant turn without a question"),
-        ({"messages": turns("a", "\ud800")}, "a lone surrogate"),
-        ({"messages": []}, "no turns"),
-        ({"messages": "a"}, "not of the shape messages"),
-        ({"messages": [{"role": "user"}]}, "not of the shape messages"),
-        ({"instruction": "a", "output": None}, "a content that is not text"),
-        ({"text": "a"}, "fits no known shape"),
-    ],
-)
-def test_a_row_that_can_not_be_used_says_why(row: dict, fault: str) -> None:
-    with pytest.raises(Fault, match=fault):
-        to_messages(row)
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_conversations_give_the_loss_and_gradients_of_single_ones(base: Path, tied: bool) -> None:
+    """And both those of plain logits."""
+    tokenizer, results = load_tokenizer(base / "model"), []
+    model = LlamaForCausalLM(small_model(tied).config)
+    prepare_for_chat(model, tokenizer)
+    single, packed = batches(False, tokenizer), batches(True, tokenizer)
+    logits = model(single["input_ids"]).logits[:, :-1]
+    total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), single["labels"][:, 1:].flatten(), reduction="sum")
+    score_answers(model)
+    by_mask = model(**packed, score=True)["loss"]
+    model.set_attn_implementation("documents")
+    for loss in (total, model(**single, score=True)["loss"], by_mask, model(**packed, score=True)["loss"]):
+        model.zero_grad()
+        loss.backward()
+        results.append({"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}})
+    for other in results[1:]:
+        for name, value in other.items():
+            torch.testing.assert_close(value, results[0][name], rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        rows = model(**single, score=True)
+    assert rows["tokens"].tolist() == (single["labels"][:, 1:] != -100).sum(dim=1).tolist()
+    torch.testing.assert_close(rows["losses"].sum(), total.detach())
 
 
-def test_what_is_dropped_is_counted(base: Path, finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    rows = [
-        {"messages": turns("hello", "river")},
-        {"messages": turns("a")},
-        {"messages": turns("a " * 99, "b")},
-        {"x": 1},
-    ]
-    source = ConversationSource(name="mixed", paths=[write_rows(tmp_path / "rows.jsonl", rows)])
-    tokenizer = load_tokenizer(finished[0] / "final")
-    dataset, (report,) = encode_mixture(tokenizer, [source], max_length=64)
-    ids, labels = encode_conversation(tokenizer, rows[0]["messages"])
-    assert dataset[0] == {"input_ids": ids, "labels": labels, "length": len(ids)}
-    assert (report.rows, report.examples, report.tokens) == (4, 1, len(ids))
-    assert report.trained_tokens == len([label for label in labels if label != -100])
-    assert report.dropped == {"ends without an answer": 1, "fits no known shape": 1, "too long": 1}
-    assert "1 too long" in mixture_table([report])
+def test_the_logits_of_a_conversation_do_not_depend_on_its_neighbours(base: Path) -> None:
+    tokenizer = load_tokenizer(base / "model")
+    model = small_model()
+    prepare_for_chat(model, tokenizer)
+    model.eval()
+    batch = batches(True, tokenizer)
+    inputs = {name: batch[name][:1] for name in ("input_ids", "position_ids")}
+    begins = (inputs["position_ids"][0] == 0).nonzero().flatten().tolist()
+    second = slice(begins[1], begins[2])
+    changed = inputs["input_ids"].clone()
+    changed[:, : second.start] = changed[:, : second.start].flip(1)
+    changed[:, second.stop :] = 7
+    with torch.no_grad():
+        before, after = (
+            model(ids, position_ids=inputs["position_ids"], use_cache=False).logits[0, second]
+            for ids in (inputs["input_ids"], changed)
+        )
+        alone = model(inputs["input_ids"][:, second]).logits[0]
+    assert torch.equal(before, after)
+    torch.testing.assert_close(before, alone, rtol=1e-5, atol=1e-6)
 
 
-def test_a_mixture_draws_what_it_says(tmp_path: Path) -> None:
-    def source(name: str, **share: float) -> ConversationSource:
-        return ConversationSource(name=name, paths=[str(tmp_path / f"{name}.jsonl")], **share)
-
-    for name, count in (("a", 40), ("b", 30)):
-        write_rows(tmp_path / f"{name}.jsonl", [{"messages": turns(f"{name} {i}", "x")} for i in range(count)])
-
-    def counts(*sources: ConversationSource, seed: int = 0) -> list[int]:
-        drawn = read_mixture(sources, seed)
-        for _, rows in drawn:
-            assert len({where for where, _ in rows}) == len(rows)
-        return [len(rows) for _, rows in drawn]
-
-    assert counts(source("a"), source("b", num_examples=7)) == [40, 7]
-    assert counts(source("a", weight=3), source("b", weight=1)) == [40, 13]
-    assert counts(source("a", weight=1), source("b", weight=1)) == [30, 30]
-    a = source("a", num_examples=9)
-    assert read_mixture([a], seed=1) == read_mixture([a], seed=1) != read_mixture([a], seed=2)
-    with pytest.raises(UserError, match="num_examples is 41, but it has 40 rows"):
-        read_mixture([source("a", num_examples=41)], seed=0)
-    with pytest.raises(UserError, match="a name twice"):
-        read_mixture([source("a"), source("a")], seed=0)
+def test_a_packed_run_learns_and_reads_every_token(base: Path, tmp_path: Path) -> None:
+    summary = run(
+        base, tmp_path / "run", packing="true", logging_steps=1, num_train_epochs=1, per_device_train_batch_size=2
+    )
+    assert summary["held_out"]["after"]["loss"] < summary["held_out"]["before"]["loss"] - 1
+    logged = [record for record in read_metrics(tmp_path / "run/metrics.jsonl") if "num_tokens" in record]
+    assert logged[-1]["num_tokens"] == sum(source["tokens"] for source in summary["mixture"])
 
 
-def test_a_broken_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"messages": []}\n{"messages": [\n')
-    with pytest.raises(UserError, match=r"bad\.jsonl, line 2: not valid JSON"):
-        read_mixture([ConversationSource(name="bad", paths=[str(tmp_path / "bad.jsonl")])], seed=0)
+# ---------------------------------------------------------------------------------------------------------
+# Samples
+# ---------------------------------------------------------------------------------------------------------
+
+
+def test_sample_answers_are_the_models_own_and_change_nothing(
+    base: Path, finished: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    prompts = write_rows(tmp_path / "prompts.jsonl", [{"prompt": text} for text in ("hello", "river stone there")])
+    settings = {"sample_prompts": prompts, "sample_steps": 2, "sample_max_new_tokens": 12}
+    run(base, tmp_path / "run", **settings, eval_strategy="steps", eval_steps=4)
+    assert metrics(tmp_path / "run") == metrics(finished[0])
+    assert weights(tmp_path / "run") == weights(finished[0])
+    records = read_metrics(tmp_path / "run/samples.jsonl")
+    assert [record["step"] for record in records] == list(range(2, 23, 2))
+    samples = records[-1]["samples"]
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "run/final"),
+        load_tokenizer(tmp_path / "run/final"),
+    )
+    for sample in samples:
+        ids = torch.tensor([encode_prompt(tokenizer, sample["prompt"])])
+        with torch.no_grad():
+            new = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert sample["stopped"] == (tokenizer.eos_token_id in new)
+        assert sample["answer"] == tokenizer.decode(
+            new[: new.index(tokenizer.eos_token_id)] if sample["stopped"] else new
+        )
+    rates = [r["stop_rate"] for r in read_metrics(tmp_path / "run/metrics.jsonl") if "stop_rate" in r]
+    assert rates == [sum(s["stopped"] for s in record["samples"]) / 2 for record in records]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Order
+# ---------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.integers(1, 100), max_size=200), st.integers(1, 9), st.integers(0, 5))

@@ -1,23 +1,28 @@
 """Whether turns make a conversation that can be trained on, and what is wrong with them."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 from genesis_hf.chat import ROLES, Message
+from genesis_hf.data.records import encodable
+
+Row = dict[str, Any]
+"""What stands in one line of a file: values by key."""
 
 
 class Fault(Exception):
-    """A row that can't be used; its text is the kind of fault, under which rows are counted."""
+    """A row that can't be used; its text is the kind of fault, under which rows are counted.
+
+    Attributes:
+        malformed: whether the row is wrong, and not merely of no use here.
+    """
+
+    def __init__(self, kind: str, malformed: bool = True) -> None:
+        super().__init__(kind)
+        self.malformed = malformed
 
 
-def text_of(content: Any) -> str:
-    """A content's text: a string, or a list of text parts."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and all(part["type"] == "text" for part in content):
-        return "".join(part.get("text", part.get("value")) for part in content)
-    raise Fault("a content that is not text")
+NOT_TEXT = "a content that is not text"
 
 
 def check_messages(messages: Sequence[Message]) -> None:
@@ -25,6 +30,8 @@ def check_messages(messages: Sequence[Message]) -> None:
     check_prompt(messages)
     if messages[-1]["role"] != "assistant":
         raise Fault("ends without an answer")
+    if not any(message["role"] == "assistant" and message.get("trained", True) for message in messages):
+        raise Fault("nothing to train on", malformed=False)
 
 
 def check_prompt(messages: Sequence[Message]) -> None:
@@ -35,8 +42,8 @@ def check_prompt(messages: Sequence[Message]) -> None:
         if role not in ROLES:
             raise Fault(f"unknown role {str(role)[:20]!r}")
         if not isinstance(content, str):
-            raise Fault("a content that is not text")
-        if re.search("[\ud800-\udfff]", content):
+            raise Fault(NOT_TEXT)
+        if not encodable(content):
             raise Fault("a lone surrogate")
         if not content.strip() and role != "tool":
             raise Fault(f"empty {role} turn")

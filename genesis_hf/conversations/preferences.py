@@ -1,13 +1,17 @@
-"""Rows people have → preference pairs."""
+"""Rows people have → preference pairs, or answers labelled good or bad."""
 
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import combinations, pairwise
 from typing import Any
 
-from genesis_hf.chat import INPUT_MARK, Message
-from genesis_hf.conversations.checks import Fault, check_messages
-from genesis_hf.conversations.rows import Row
-from genesis_hf.conversations.shapes import from_messages, from_sharegpt
+from genesis_hf.chat import Message
+from genesis_hf.config import PreferenceSource
+from genesis_hf.conversations.checks import Fault, Row, check_messages
+from genesis_hf.conversations.rankings import RANKINGS, Ranking
+from genesis_hf.conversations.shapes import NOT_OF_SHAPE, SHAPES, Shape, check_shape, read_answer, to_messages
+from genesis_hf.conversations.turns import flatten
+
+LABEL_KEYS = ("label", "kto_tag", "desirable")
 
 
 @dataclass(frozen=True)
@@ -17,52 +21,107 @@ class Pair:
     prompt: list[Message]
     chosen: str
     rejected: str
+    margin: float | None = None
+    """By how much chosen is scored above rejected, in the source's own units; None: unknown."""
 
 
-def to_pair(row: Row) -> Pair:
-    """The preference of a row with `chosen` and `rejected`.
+@dataclass(frozen=True)
+class Labelled:
+    """An answer that somebody found good or bad."""
 
-    Each is a text, a message or a list of messages. The conversation before them is `prompt` (text or messages),
-    `messages` or `conversations`; without one, what the two lists of messages begin with alike.
+    prompt: list[Message]
+    answer: str
+    desirable: bool
+
+
+def to_pairs(row: Row, source: PreferenceSource, input_mark: str = "\n\n") -> list[Pair]:
+    """The preferences of a row: one, or as `source.pairs` says where it holds more than two answers.
 
     Raises:
-        Fault: a missing, empty or equal answer; a prompt that doesn't end with a user's or tool's turn.
+        Fault: a row of no shape; a missing, empty or equal answer; a prompt that doesn't end with a question; scores
+            that don't differ by more than `source.min_margin`.
+        UserError: no shape of the name `source.format`.
     """
-    if "chosen" not in row or "rejected" not in row:
-        raise Fault("no chosen and rejected")
+    row = {key: value for key, value in row.items() if value is not None}
+    name = detect_preference(row, source)
+    if name == LABELLED:
+        raise Fault("answers labelled good or bad, which scripts/kto.py trains on")
     try:
-        chosen, rejected = as_messages(row["chosen"], "assistant"), as_messages(row["rejected"], "assistant")
-        key = next((k for k in ("prompt", "messages", "conversations") if row.get(k)), None)
-        if key is None:
-            prompt = [c for c, _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False))]
-        else:
-            prompt = as_messages(row[key], "user")
-        chosen, rejected = drop_prompt(prompt, chosen), drop_prompt(prompt, rejected)
-        if row.get("system") and prompt[0]["role"] != "system":
-            prompt = [{"role": "system", "content": row["system"]}, *prompt]
-    except (KeyError, TypeError, AttributeError, IndexError):
-        raise Fault("not of a preference's shape") from None
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
-        if len(answer) != 1 or answer[0]["role"] != "assistant":
-            raise Fault(f"{name} is not one answer")
-        if not answer[0]["content"].strip():
-            raise Fault(f"empty {name}")
-        check_messages([*prompt, *answer])
-    if chosen == rejected:
-        raise Fault("chosen equals rejected")
-    return Pair(prompt, chosen[0]["content"], rejected[0]["content"])
+        rankings = RANKINGS[name].read(row, input_mark)
+    except NOT_OF_SHAPE:
+        raise Fault(f"not of the shape {name}") from None
+    pairs, faults = [], []
+    for ranking in rankings:
+        try:
+            pairs += pair_up(ranking, source)
+        except Fault as fault:
+            faults.append(fault)
+    if not pairs:
+        raise faults[0]
+    return pairs
+
+
+def pair_up(ranking: Ranking, source: PreferenceSource) -> list[Pair]:
+    """Pairs of a ranking's ends, of neighbours or of all; those closer than the margin or equal make none."""
+    if len(ranking.answers) < 2:
+        raise Fault("one answer only", malformed=False)
+    for answer in ranking.answers:
+        if not answer.strip():
+            raise Fault("an empty answer")
+        check_messages([*ranking.prompt, {"role": "assistant", "content": answer}])
+    places = range(len(ranking.answers))
+    choices = {"best_worst": [(0, places[-1])], "adjacent": pairwise(places), "all": combinations(places, 2)}
+    pairs = []
+    fault = Fault("chosen equals rejected")
+    for better, worse in choices[source.pairs]:
+        margin = None if ranking.scores is None else ranking.scores[better] - ranking.scores[worse]
+        if margin is not None and margin <= source.min_margin:
+            fault = Fault("scores that differ by no more than min_margin", malformed=False)
+        elif ranking.answers[better] != ranking.answers[worse]:
+            pairs.append(Pair(ranking.prompt, ranking.answers[better], ranking.answers[worse], margin))
+    if not pairs:
+        raise fault
+    return pairs
+
+
+def to_labelled(row: Row, source: PreferenceSource, input_mark: str = "\n\n") -> list[Labelled]:
+    """The answer of a labelled row; of a pair, chosen as a good one and rejected as a bad one.
+
+    Raises:
+        Fault: as `to_pairs`, or a label that says neither.
+        UserError: no shape of the name `source.format`.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    if detect_preference(row, source) != LABELLED:
+        answers = []
+        for pair in to_pairs(row, source, input_mark):
+            answers += [Labelled(pair.prompt, pair.chosen, True), Labelled(pair.prompt, pair.rejected, False)]
+        return [answer for i, answer in enumerate(answers) if answer not in answers[:i]]
+    label = next((row[key] for key in LABEL_KEYS if key in row), None)
+    if label not in (0, 1):
+        raise Fault("a label that is neither true nor false")
+    *prompt, answer = to_messages(
+        {key: value for key, value in row.items() if key not in LABEL_KEYS}, input_mark=input_mark
+    )
+    return [Labelled(prompt, answer["content"], bool(label))]
+
+
+LABELLED = "labelled"
+PREFERENCES = {**RANKINGS, LABELLED: Shape(lambda row: any(key in row for key in LABEL_KEYS), to_labelled)}
+
+
+def detect_preference(row: Row, source: PreferenceSource) -> str:
+    """The name of the shape that a recipe gives, or that a row's keys show."""
+    if source.format != "auto":
+        return check_shape(source.format, PREFERENCES)
+    name = next((name for name, shape in PREFERENCES.items() if shape.fits(row)), None)
+    if name is None:
+        raise Fault(
+            "no chosen and rejected" if any(shape.fits(row) for shape in SHAPES.values()) else "fits no known shape"
+        )
+    return name
 
 
 def as_messages(value: Any, role: str) -> list[Message]:
     """Messages of a text (of that role), a message or a list of them, in role/content or from/value form."""
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    messages = [value] if isinstance(value, dict) else value
-    if messages and "from" in messages[0]:
-        return from_sharegpt({"conversations": messages}, INPUT_MARK)
-    return from_messages({"messages": messages}, INPUT_MARK)
-
-
-def drop_prompt(prompt: list[Message], answer: list[Message]) -> list[Message]:
-    """The answer alone, where a row repeats the whole conversation in it."""
-    return answer[len(prompt) :] if answer[: len(prompt)] == prompt else answer
+    return [{"role": role, "content": value}] if isinstance(value, str) else flatten(read_answer(value))

@@ -4,8 +4,8 @@
 keep in `state`, a small JSON value, where the next one begins.
 """
 
-import bisect
 import copy
+import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -422,17 +422,22 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[tuple[int, int,
         if full < length:
             rests.append((document, full, length))
     rests.sort(key=lambda piece: piece[1] - piece[2])  # stable: equal lengths stay in order
-    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    room: list[list[int]] = [[] for _ in range(capacity + 1)]  # by free tokens: rows, as a heap
+    sizes = 0  # bit n: room[n] holds a row
     for piece in rests:
         length = piece[2] - piece[1]
-        place = bisect.bisect_left(room, (length, -1))
-        if place == len(room):
+        fitting = sizes >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = heapq.heappop(room[free])
+            if not room[free]:
+                sizes &= ~(1 << free)
+        else:
             rows.append([])
             free, row = capacity, len(rows) - 1
-        else:
-            free, row = room.pop(place)
         rows[row].append(piece)
-        bisect.insort(room, (free - length, row))
+        heapq.heappush(room[free - length], row)
+        sizes |= 1 << (free - length)
     return rows
 
 

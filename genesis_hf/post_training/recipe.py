@@ -44,6 +44,7 @@ def parse_training_recipe(kind: type, arguments: type, defaults: dict[str, Any],
         "train_sampling_strategy": "group_by_length",
         "logging_first_step": True,
         "dataloader_pin_memory": has_gpu,
+        "ddp_find_unused_parameters": False,
     }
     try:
         recipe, training = parse_recipe(kind, arguments, argv=argv, defaults={**common, **defaults})

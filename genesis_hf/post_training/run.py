@@ -5,21 +5,30 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 import yaml
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_callback import ProgressCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from genesis_hf.config import read_yaml, write_text
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json
+from genesis_hf.post_training.processes import (
+    LaunchedTrainer,
+    clear_leftovers,
+    complete_checkpoints,
+    is_complete,
+    refuse_other_launch,
+)
 from genesis_hf.post_training.recipe import resolved_yaml
+from genesis_hf.processes import barrier, is_main
 from genesis_hf.training.metrics import MetricsWriter
 from genesis_hf.training.signals import StopSignal
 
 FREE_KEYS = {
     *("env", "dry_run", "resume_from_checkpoint", "use_cpu", "report_to", "disable_tqdm", "logging_steps"),
     *("save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "dataloader_num_workers"),
+    *("sample_prompts", "sample_steps", "sample_num_examples", "sample_max_new_tokens", "cache_dir"),
+    *("per_device_eval_batch_size", "dataloader_pin_memory"),
 }
 """Keys that may differ when a run is gone on with: they change nothing about what is learned."""
 
@@ -49,41 +58,52 @@ def finished_summary(recipe: Any, training: TrainingArguments) -> dict[str, Any]
 
 
 def checkpoint_to_resume(training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from, None to start; incomplete ones that a kill left behind are removed.
+    """The checkpoint to go on from, None to start; what a kill left behind is removed. Every process calls it.
 
     Raises:
-        UserError: the folder that `resume_from_checkpoint` names is no complete checkpoint.
+        UserError: the folder that `resume_from_checkpoint` names is no complete checkpoint, or another launch's.
     """
-    named = training.resume_from_checkpoint
-    if named not in (None, "auto"):
-        if not is_complete(Path(named)):
+    named, run = training.resume_from_checkpoint, Path(training.output_dir)
+    if is_main():
+        clear_leftovers(run)
+        for path in run.glob("checkpoint-*"):
+            if path.is_dir() and not is_complete(path):
+                print(f"{path} is incomplete and removed")
+                shutil.rmtree(path)
+    barrier()
+    if named in (None, "auto"):
+        checkpoint = next(iter(complete_checkpoints(run)), None)
+    else:
+        checkpoint = Path(named)
+        if not is_complete(checkpoint):
             raise UserError(f"resume_from_checkpoint {named}: not a complete checkpoint of this phase")
-        return named
-    found = [path for path in Path(training.output_dir).glob("checkpoint-*") if path.is_dir()]
-    for path in found:
-        if not is_complete(path) and training.should_save:
-            print(f"{path} is incomplete and removed")
-            shutil.rmtree(path)
-    complete = [path for path in found if is_complete(path)]
-    return (
-        str(max(complete, key=lambda path: read_json(path / "trainer_state.json")["global_step"], default="")) or None
-    )
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether everything is there; trainer_state.json is what Trainer writes last."""
-    parts = ("model*.safetensors", "optimizer*", "scheduler.pt", "rng_state*")
-    return "global_step" in read_json(checkpoint / "trainer_state.json") and all(
-        any(checkpoint.glob(part)) for part in parts
-    )
+    if checkpoint is None:
+        return None
+    refuse_other_launch(checkpoint)
+    return str(checkpoint)
 
 
 class RunCallback(TrainerCallback):
-    """Writes metrics.jsonl; on SIGTERM or Ctrl-C has the step finished, saved and the run left."""
+    """Writes metrics.jsonl and latest.json; on SIGTERM or Ctrl-C has the step finished, saved and the run left."""
 
-    def __init__(self, output_dir: str, stop: StopSignal, resumed_step: int) -> None:
-        self.stop = stop
-        self.writer = MetricsWriter(output_dir, not dist.is_initialized() or dist.get_rank() == 0, resumed_step)
+    def __init__(self, trainer: LaunchedTrainer, stop: StopSignal, checkpoint: str | None) -> None:
+        self.trainer, self.stop, self.checkpoint = trainer, stop, checkpoint
+        self.writer = MetricsWriter(trainer.args.output_dir, is_main(), step_of(checkpoint))
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        """What Trainer's checkpoints leave out comes back; a run that was stopped is one no longer."""
+        self.trainer.refuse_other_precision()
+        if self.checkpoint:
+            self.trainer.restore_progress(self.checkpoint)
+        control.should_training_stop = control.should_save = False
+        return control
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Accelerate tells a sampler of its epoch, but not where several processes skip what they have trained on."""
+        if self.trainer.order is not None:
+            self.trainer.order.set_epoch(int(state.epoch or 0))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -113,22 +133,33 @@ class QuietProgress(ProgressCallback):
             self.training_bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.1e}")
 
 
-def run_training(trainer: Trainer, training: TrainingArguments) -> bool:
-    """Train from the newest complete checkpoint or the start; False where a signal ended it early."""
+def run_training(trainer: LaunchedTrainer, training: TrainingArguments) -> bool:
+    """Train from the newest complete checkpoint or the start; False where a signal ended it early.
+
+    Every process calls it. `trainer` is a Trainer with `LaunchedTrainer` and `LengthGroupedMixin` mixed in.
+    """
     checkpoint = checkpoint_to_resume(training)
-    resumed_step = read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else 0
-    if checkpoint:
+    if checkpoint and is_main():
         print(f"going on from {checkpoint}")
+    trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    trainer.add_callback(QuietProgress)
+    if not training.disable_tqdm:
+        trainer.add_callback(QuietProgress)
     with StopSignal() as stop:
-        trainer.add_callback(RunCallback(training.output_dir, stop, resumed_step))
+        callback = RunCallback(trainer, stop, checkpoint)
+        # First, so that what other callbacks log when training begins is not forgotten again.
+        trainer.callback_handler.callbacks.insert(0, callback)
         trainer.train(resume_from_checkpoint=checkpoint)
         # A signal in the very last step interrupts nothing.
         ended = trainer.state.global_step >= trainer.state.max_steps
-    if not ended:
+    if not ended and is_main():
         print(f"stopped at step {trainer.state.global_step}; the same command goes on from there")
     return ended
+
+
+def step_of(checkpoint: str | Path | None) -> int:
+    """The step of a checkpoint; 0 without one."""
+    return read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else 0
 
 
 def write_summary(output_dir: str | Path, summary: dict[str, Any]) -> None:

@@ -1,32 +1,30 @@
 """Supervised fine-tuning: conversations, trained on what the assistant says, through TRL's SFTTrainer."""
 
-import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from datasets import Dataset
-from tqdm import tqdm
-from transformers import PreTrainedTokenizerFast
-from trl import SFTConfig, SFTTrainer
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig
 
-from genesis_hf.chat import INPUT_MARK, encode_conversations, lint_chat, prepare_for_chat
-from genesis_hf.config import ConversationSource, SFTRecipe, write_text
-from genesis_hf.conversations.checks import Fault
-from genesis_hf.conversations.mixture import SourceReport, mixture_table, read_mixture
-from genesis_hf.conversations.shapes import to_messages
+from genesis_hf.attention import DOCUMENTS
+from genesis_hf.chat import prepare_for_chat
+from genesis_hf.chat_lint import lint_chat
+from genesis_hf.config import SFTRecipe, write_text
+from genesis_hf.conversations.mixture import prepare_conversations
+from genesis_hf.conversations.packing import PackedConversations
+from genesis_hf.conversations.report import mixture_table
 from genesis_hf.errors import UserError
-from genesis_hf.export import resolve_model
-from genesis_hf.modeling import IGNORE_INDEX
-from genesis_hf.post_training.models import load_model, save_final
-from genesis_hf.post_training.order import LengthGroupedMixin
+from genesis_hf.post_training.adapters import adapter_config, save_adapter
+from genesis_hf.post_training.conversation_trainer import ConversationTrainer, answer_loss
+from genesis_hf.post_training.models import load_model, resolve_together, save_final
 from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
 from genesis_hf.post_training.run import finished_summary, run_training, write_summary
+from genesis_hf.post_training.samples import AnswerSamples
+from genesis_hf.processes import barrier, is_main
 from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.training.metrics import read_metrics
 
 DEFAULTS = {
     "learning_rate": 2e-5,
@@ -40,76 +38,47 @@ DEFAULTS = {
 }
 """Values for TRL's keys; the learning rate and the schedule are genesis-1b's."""
 
-ENCODING_BATCH = 1000
+OTHERS_DO = {
+    "assistant_only_loss": "what is trained follows from the chat format",
+    "completion_only_loss": "what is trained follows from the chat format",
+    "padding_free": "set packing: true, which has no padding either",
+    "label_smoothing_factor": "the loss is the plain cross-entropy",
+    "use_liger_kernel": "the loss never holds all logits anyway",
+    "chat_template_path": "set chat_format",
+    "eos_token": "it follows from chat_format",
+    "average_tokens_across_devices": "the loss is the mean over all trained tokens of a step",
+}
+"""TRL's keys that would change nothing here or the wrong thing, and what to do instead."""
 
 
 def parse_sft_recipe(argv: list[str] | None = None) -> tuple[SFTRecipe, SFTConfig]:
-    """The recipe of `scripts/sft.py`: `SFTRecipe`'s keys and trl.SFTConfig's."""
-    return parse_training_recipe(SFTRecipe, SFTConfig, DEFAULTS, argv)
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Data
-# ---------------------------------------------------------------------------------------------------------
-
-
-def encode_mixture(
-    tokenizer: PreTrainedTokenizerFast,
-    sources: Sequence[ConversationSource],
-    max_length: int | None,
-    input_mark: str = "\n\n",
-    seed: int = 42,
-) -> tuple[Dataset, list[SourceReport]]:
-    """Conversations of a mixture as `input_ids` and `labels`, and a report of each source.
-
-    Rows that fit no shape, are no conversation, have nothing to train on or are longer than `max_length` tokens are
-    dropped and counted.
+    """The recipe of `scripts/sft.py`: `SFTRecipe`'s keys and trl.SFTConfig's.
 
     Raises:
-        UserError: an unreadable source, or one of which no row is left.
+        UserError: also for TRL's keys that this phase does otherwise.
     """
-    columns: dict[str, list[Any]] = {"input_ids": [], "labels": [], "length": []}
-    reports = []
-    for source, (name, rows) in zip(sources, read_mixture(sources, seed), strict=True):
-        report = SourceReport(name, rows=len(rows))
-        reports.append(report)
-        progress = tqdm(total=len(rows), desc=f"encoding {name}", unit="row", disable=None)
-        for start in range(0, len(rows), ENCODING_BATCH):
-            batch = rows[start : start + ENCODING_BATCH]
-            wheres, conversations = [], []
-            for where, row in batch:
-                try:
-                    conversations.append(to_messages(row, source.format, input_mark))
-                    wheres.append(where)
-                except Fault as fault:
-                    report.drop(str(fault), where)
-            for where, (ids, labels) in zip(wheres, encode_conversations(tokenizer, conversations), strict=True):
-                trained = len(labels) - labels.count(IGNORE_INDEX)
-                if max_length is not None and len(ids) > max_length:
-                    report.drop("too long", where)
-                elif not trained:
-                    report.drop("nothing to train on", where)
-                else:
-                    columns["input_ids"].append(ids)
-                    columns["labels"].append(labels)
-                    columns["length"].append(len(ids))
-                    report.examples += 1
-                    report.tokens += len(ids)
-                    report.trained_tokens += trained
-            progress.update(len(batch))
-        progress.close()
-        if not report.examples:
-            raise UserError(f"source {name!r}: none of its {len(rows):,} rows is usable ({report.first_fault})")
-    return Dataset.from_dict(columns), reports
+    recipe, training = parse_training_recipe(SFTRecipe, SFTConfig, DEFAULTS, argv)
+    defaults = {field.name: field.default for field in SFTConfig.__dataclass_fields__.values()}
+    for key, instead in OTHERS_DO.items():
+        if getattr(training, key) != defaults[key]:
+            raise UserError(f"{key}: {getattr(training, key)} is not supported: {instead}")
+    if training.packing and training.packing_strategy == "wrapped":
+        raise UserError("packing_strategy: wrapped lets conversations see each other and cuts them; leave the key out")
+    if training.loss_type != "nll":
+        raise UserError(f"loss_type: {training.loss_type} is not supported: the loss is the plain cross-entropy")
+    return recipe, training
 
 
-# ---------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------
+class StartLoss(TrainerCallback):
+    """Measures the held-out answers' loss before the first step, as the line of step 0; once in the life of a run."""
 
+    def __init__(self, trainer: ConversationTrainer) -> None:
+        self.trainer = trainer
 
-class ConversationTrainer(LengthGroupedMixin, SFTTrainer):
-    """SFTTrainer over encoded conversations."""
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """The model is on its device by now, and sharded where it is to be."""
+        if state.global_step == 0:
+            self.trainer.evaluate()
 
 
 def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
@@ -125,33 +94,44 @@ def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
     if summary:
         return {**summary, "already_finished": True}
     start = time.perf_counter()
-    with training.main_process_first():
-        folder = resolve_model(recipe.model)
+    run = Path(training.output_dir)
+    folder = resolve_together(recipe.model, training)
     model = load_model(folder)
     tokenizer = load_tokenizer(recipe.tokenizer or folder)
     prepare_for_chat(model, tokenizer, recipe.chat_format)
     lint_chat(tokenizer, model.config, model.generation_config)
 
-    max_length = min(training.max_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
-    mark = INPUT_MARK if recipe.chat_format == "alpaca" else "\n\n"
-    train, reports = encode_mixture(tokenizer, recipe.mixture, max_length, mark, training.seed)
-    print(mixture_table(reports))
-    held_out = None
-    if recipe.eval_mixture:
-        held_out, _ = encode_mixture(tokenizer, recipe.eval_mixture, max_length, mark, training.seed)
-
-    write_text(Path(training.output_dir) / "recipe.yaml", resolved_yaml(recipe, training))
-    if not training.packing:
-        training.dataset_kwargs = {**(training.dataset_kwargs or {}), "skip_prepare_dataset": True}
+    context = model.config.max_position_embeddings
+    max_length = min(training.max_length or context, context)
+    with training.main_process_first():
+        train, reports = prepare_conversations(tokenizer, recipe.mixture, max_length, recipe, training.seed)
+        held_out = None
+        if recipe.eval_mixture:
+            held_out, _ = prepare_conversations(tokenizer, recipe.eval_mixture, max_length, recipe, training.seed)
+    packed = PackedConversations(train, max_length) if training.packing else None
+    if is_main():
+        print(mixture_table(reports))
+        if packed:
+            print(f"packed into {len(packed):,} rows of {max_length:,} tokens, {packed.padding:.1%} of them padding")
+    resolved = resolved_yaml(recipe, training)
+    if training.packing and training.use_cpu:
+        model.set_attn_implementation(DOCUMENTS)  # a fifth faster there than a mask of who sees whom
     trainer = ConversationTrainer(
-        model=model, args=training, train_dataset=train, eval_dataset=held_out, processing_class=tokenizer
+        model=model,
+        args=training,
+        train_dataset=packed or train,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=adapter_config(recipe, model, tokenizer),
     )
-    if not training.packing:
-        trainer.lengths = train["length"]
-    before = answer_loss(trainer, held_out) if held_out else None
+    if held_out:
+        trainer.add_callback(StartLoss(trainer))
+    if recipe.sample_steps:
+        trainer.add_callback(AnswerSamples(trainer, recipe, tokenizer))
+    if is_main():  # nothing is left of a recipe that was refused
+        write_text(run / "recipe.yaml", resolved)
     if not run_training(trainer, training):
         return None
-    after = answer_loss(trainer, held_out) if held_out else None
     summary = {
         "phase": "sft",
         "model": recipe.model,
@@ -160,35 +140,18 @@ def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
         "epochs": trainer.state.epoch,
         "seconds": round(time.perf_counter() - start, 1),
         "mixture": [asdict(report) for report in reports],
-        "held_out": {"before": before, "after": after} if held_out else None,
+        "held_out": {"before": start_loss(run), "after": answer_loss(trainer, held_out)} if held_out else None,
     }
-    save_final(trainer, tokenizer, Path(training.output_dir) / "final")
-    if training.should_save:
-        write_summary(training.output_dir, summary)
+    if recipe.use_peft:
+        save_adapter(trainer, tokenizer, run / "adapter")
+    save_final(trainer, tokenizer, run / "final")
+    if is_main():
+        write_summary(run, summary)
+    barrier()
     return {**summary, "already_finished": False}
 
 
-@torch.no_grad()
-def answer_loss(trainer: SFTTrainer, dataset: Dataset) -> dict[str, float]:
-    """Mean loss of the held-out answers' tokens.
-
-    Returns:
-        `loss` in nats a trained token; its standard error `stderr` over conversations (the ratio estimator's:
-        sd(s_i - loss · n_i) / (mean(n) · sqrt(N)), Cochran, Sampling Techniques, 1977, 6.4); `tokens`.
-    """
-    model = trainer.model_wrapped
-    model.eval()
-    sums, counts = [], []
-    loader = trainer.get_eval_dataloader(dataset.sort("length"))  # little padding
-    for batch in tqdm(loader, desc="held-out loss", unit="batch", disable=None):
-        with trainer.accelerator.autocast():
-            outputs = model(**batch, use_cache=False, fused_lm_head=True)
-        row = (-outputs.log_probs.float().sum(dim=1), outputs.label_mask.sum(dim=1))
-        loss, tokens = trainer.accelerator.gather_for_metrics(row)
-        sums += loss.tolist()
-        counts += tokens.tolist()
-    sums, counts = np.array(sums), np.array(counts)
-    loss = sums.sum() / counts.sum()
-    residuals = sums - loss * counts
-    stderr = residuals.std(ddof=1) / counts.mean() / math.sqrt(len(counts)) if len(counts) > 1 else None
-    return {"loss": float(loss), "stderr": stderr and float(stderr), "tokens": int(counts.sum())}
+def start_loss(run: Path) -> dict[str, float]:
+    """What `StartLoss` wrote."""
+    record = next(r for r in read_metrics(run / "metrics.jsonl") if r["step"] == 0 and "eval_loss" in r)
+    return {name: record[f"eval_{name}"] for name in ("loss", "stderr", "tokens")}
