@@ -16,12 +16,12 @@ from genesis_hf.chat import (
     Message,
     Segment,
     encode_segments,
-    flatten_conversation,
     input_mark_of,
     join_segments,
     prepare_tokenizer,
     special_ids,
 )
+from genesis_hf.chat_turns import flatten_conversation
 from genesis_hf.checkpoint.folders import find_checkpoint
 from genesis_hf.config import (
     DPORecipe,

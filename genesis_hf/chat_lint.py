@@ -22,9 +22,9 @@ from genesis_hf.chat import (
     encode_conversation,
     encode_prompt,
     encode_segments,
-    flatten_conversation,
     special_ids,
 )
+from genesis_hf.chat_turns import flatten_conversation
 from genesis_hf.errors import UserError
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.tokenizer import load_tokenizer

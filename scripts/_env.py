@@ -19,10 +19,10 @@ sys.excepthook = lambda kind, *error: (
     print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else plain_excepthook(kind, *error)
 )
 
-# OpenMP threads wait some 0.2 ms for their next piece of work, then sleep. With the library's own patience they spin
-# against each other as soon as the machine has other work; without any, waking them costs a tenth of a training step.
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+# OpenMP threads that wait sleep. Spinning instead makes a training step on idle CPU cores up to a sixth faster, and ten
+# times slower as soon as anything else runs there (docs/LOG.md): set GOMP_SPINCOUNT=100000 where nothing does.
+if "GOMP_SPINCOUNT" not in os.environ:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 # Long documents are encoded whole and cut afterwards, so a tokenizer's warning about their length means nothing here.
 logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)

@@ -18,12 +18,12 @@ from genesis_hf.chat import (
     encode_conversation,
     encode_conversations,
     encode_prompt,
-    flatten_conversation,
     prepare_for_chat,
     prepare_tokenizer,
     read_template,
 )
 from genesis_hf.chat_lint import lint_chat, lint_folder
+from genesis_hf.chat_turns import flatten_conversation
 from genesis_hf.checkpoint.folders import checkpoint_folder
 from genesis_hf.checkpoint.save import save_checkpoint
 from genesis_hf.errors import UserError

@@ -207,9 +207,9 @@ def test_packed_conversations_give_the_loss_and_gradients_of_single_ones(base: P
     logits = model(single["input_ids"]).logits[:, :-1]
     total = torch.nn.functional.cross_entropy(logits.flatten(0, 1), single["labels"][:, 1:].flatten(), reduction="sum")
     score_answers(model)
-    by_mask = model(**packed, score=True)["loss"]
+    by_mask = model(**packed)["loss"]
     model.set_attn_implementation("documents")
-    for loss in (total, model(**single, score=True)["loss"], by_mask, model(**packed, score=True)["loss"]):
+    for loss in (total, model(**single)["loss"], by_mask, model(**packed)["loss"]):
         model.zero_grad()
         loss.backward()
         results.append({"loss": loss.detach(), **{name: p.grad.clone() for name, p in model.named_parameters()}})
@@ -217,7 +217,7 @@ def test_packed_conversations_give_the_loss_and_gradients_of_single_ones(base: P
         for name, value in other.items():
             torch.testing.assert_close(value, results[0][name], rtol=1e-5, atol=1e-6)
     with torch.no_grad():
-        rows = model(**single, score=True)
+        rows = model(**single)
     assert rows["tokens"].tolist() == (single["labels"][:, 1:] != -100).sum(dim=1).tolist()
     torch.testing.assert_close(rows["losses"].sum(), total.detach())
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_chat import turns
 
-from genesis_hf.chat import INPUT_MARK, flatten_conversation
+from genesis_hf.chat import INPUT_MARK
+from genesis_hf.chat_turns import flatten_conversation
 from genesis_hf.config import PreferenceSource
 from genesis_hf.conversations.checks import Fault
 from genesis_hf.conversations.preferences import PREFERENCES, Labelled, Pair, to_labelled, to_pairs

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 import genesis_hf.chat
+import genesis_hf.chat_turns
 from genesis_hf import conversations
 from genesis_hf.config import ConversationSource, write_text
 from genesis_hf.conversations.encoding import COLUMNS, ENCODERS, EncodingSettings, example_hashes
@@ -45,7 +46,8 @@ def cache_folder(cache_dir: str | None) -> Path:
 @functools.cache
 def code_sha256() -> str:
     """sha256 of the code that turns rows into ids: other code, other pieces."""
-    files = [Path(genesis_hf.chat.__file__), *sorted(Path(conversations.__file__).parent.glob("*.py"))]
+    modules = (genesis_hf.chat, genesis_hf.chat_turns)
+    files = [*(Path(module.__file__) for module in modules), *sorted(Path(conversations.__file__).parent.glob("*.py"))]
     return hash_items([(path.name, file_sha256(path)) for path in files])
 
 

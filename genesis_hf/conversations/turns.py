@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from genesis_hf.chat import Message, flatten_conversation
+from genesis_hf.chat import Message
+from genesis_hf.chat_turns import flatten_conversation
 from genesis_hf.conversations.checks import NOT_TEXT, Fault
 from genesis_hf.data.records import SHAREGPT_ROLES
 

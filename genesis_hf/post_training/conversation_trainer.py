@@ -16,7 +16,7 @@ from genesis_hf.conversations.packing import PackedConversations, collate_packed
 from genesis_hf.modeling import IGNORE_INDEX
 from genesis_hf.post_training.order import LengthGroupedMixin
 from genesis_hf.post_training.processes import LaunchedTrainer
-from genesis_hf.post_training.scoring import score_answers
+from genesis_hf.post_training.scoring import before_answers, score_answers
 from genesis_hf.processes import is_main, rank
 from genesis_hf.training.step import evaluating
 
@@ -41,8 +41,8 @@ class TrainingRows(torch.utils.data.Dataset):
 
 
 class Collator:
-    """Rows to a batch: `input_ids` and `labels`, (rows, longest), packed rows also `position_ids`; `num_tokens`, a
-    scalar without padding.
+    """Rows to a batch: `input_ids` and `labels`, (rows, longest), packed rows also `position_ids`; `before_answers`,
+    the positions that are scored; and `num_tokens`, a scalar without padding.
 
     There is no attention mask: padding comes last, where causal attention leaves it out by itself.
     """
@@ -55,6 +55,7 @@ class Collator:
         lengths = [len(row["input_ids"]) for row in rows]
         return {
             **batch,
+            "before_answers": before_answers(batch["labels"]),
             "num_tokens": torch.tensor(sum(length for length in lengths if length > 1)),
         }  # 1: the empty row
 
@@ -104,7 +105,7 @@ class ConversationTrainer(LengthGroupedMixin, LaunchedTrainer, SFTTrainer):
     ) -> Tensor:
         """The micro-batch's part of the step's loss, times the number of processes, which DDP and FSDP divide by."""
         self.num_tokens += inputs.pop("num_tokens")
-        total = model(**inputs, score=True)["loss"]
+        total = model(**inputs)["loss"]
         return total / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -146,7 +147,7 @@ def answer_loss(trainer: ConversationTrainer, dataset: Dataset) -> dict[str, flo
     moments = torch.zeros(6, dtype=kind, device=device)  # N, Σn, Σs, Σn², Σns, Σs²
     with evaluating(trainer.model_wrapped):
         for batch in evaluation_batches(trainer, dataset):
-            found = trainer.model_wrapped(**batch, score=True)
+            found = trainer.model_wrapped(**batch)
             s, n = found["losses"].to(kind), found["tokens"].to(kind)
             moments += torch.stack([(n > 0).sum(), n.sum(), s.sum(), (n * n).sum(), (n * s).sum(), (s * s).sum()])
     count, tokens, total, nn, ns, ss = trainer.accelerator.reduce(moments, "sum").tolist()

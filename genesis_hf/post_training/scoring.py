@@ -44,8 +44,9 @@ def losses(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> 
 def score_answers(model: PreTrainedModel) -> None:
     """Teach a causal language model, in place and before it is wrapped, to return losses instead of logits.
 
-    `model(input_ids, labels=labels, score=True, …)` then gives `{"loss": scalar}`, the sum over trained tokens, where
-    gradients are taken; else `{"losses": (rows,), "tokens": (rows,)}`, sum and number of each row's.
+    `model(input_ids, labels=labels, before_answers=indices, …)` then gives `{"loss": scalar}`, the sum over trained
+    tokens, where gradients are taken; else `{"losses": (rows,), "tokens": (rows,)}`, sum and number of each row's.
+    `before_answers` is what `before_answers` finds: made beside the batch, it saves the device a look at the labels.
 
     Raises:
         UserError: a model whose logits are more than a matrix product.
@@ -59,24 +60,34 @@ def score_answers(model: PreTrainedModel) -> None:
 
     @functools.wraps(type(model).forward)  # whose signature Trainer and `generate` look at
     def forward(
-        self: PreTrainedModel, *args: Any, labels: torch.Tensor | None = None, score: bool = False, **kwargs: Any
+        self: PreTrainedModel,
+        *args: Any,
+        labels: torch.Tensor | None = None,
+        before_answers: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
-        if not score:
+        if before_answers is None:
             return original(*args, **kwargs) if labels is None else original(*args, labels=labels, **kwargs)
         kwargs["use_cache"] = False  # with a cache, transformers drops the boundaries it reads off position_ids
         positions = kwargs.get("position_ids")
         if positions is not None and config._attn_implementation == DOCUMENTS:
             kwargs["cu_seq_lens"] = document_bounds(positions)
-        hidden = self.base_model(*args, **kwargs).last_hidden_state[:, :-1]
-        targets = labels[:, 1:]
-        trained = targets != IGNORE_INDEX
-        scores = apply_head(self.get_output_embeddings(), hidden[trained], targets[trained])
+        hidden = self.base_model(*args, **kwargs).last_hidden_state.flatten(0, 1)
+        targets = labels.flatten()[before_answers + 1]
+        scores = apply_head(self.get_output_embeddings(), hidden[before_answers], targets)
         if scores.dim() == 0:
             return {"loss": scores}
-        losses = torch.zeros(trained.shape, device=scores.device).masked_scatter_(trained, scores)
-        return {"losses": losses.sum(dim=1), "tokens": trained.sum(dim=1)}
+        losses = torch.zeros(labels.numel(), device=scores.device).index_copy_(0, before_answers, scores)
+        return {"losses": losses.view_as(labels).sum(dim=1), "tokens": (labels[:, 1:] != IGNORE_INDEX).sum(dim=1)}
 
     model.forward = types.MethodType(forward, model)
+
+
+def before_answers(labels: torch.Tensor) -> torch.Tensor:
+    """(trained,) int64: of (rows, length) labels, flattened, the positions whose next token is trained."""
+    trained = labels != IGNORE_INDEX
+    trained[:, 0] = False
+    return trained.flatten().nonzero().flatten() - 1
 
 
 def apply_head(head: nn.Module, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
