@@ -25,12 +25,12 @@ import torch
 from data_text import make_text, make_tokenizer
 from train_speed import SMALL, WorkerSettings, machine, stdout_as_stderr
 
-from genesis_hf.bits_per_byte import bits_per_byte
 from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import PretrainRecipe, Source, build, parse_recipe, read_yaml, setting, write_text
 from genesis_hf.data.readers import read_documents
 from genesis_hf.data.selection import document_hash
 from genesis_hf.errors import report_user_errors
+from genesis_hf.evaluation.bits_per_byte import bits_per_byte
 from genesis_hf.files import read_json
 from genesis_hf.tokenizer import encode_documents, load_tokenizer
 

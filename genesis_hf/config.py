@@ -310,8 +310,15 @@ class ExportRecipe:
 
     checkpoint: str = setting(help="a checkpoint's folder, or a run directory (its newest checkpoint)")
     output_dir: str = setting(help="folder to write the model to")
-    formats: list[Literal["llama"]] = setting(["llama"], "what to write")
-    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the weights in the file")
+    formats: list[Literal["llama", "onnx", "gguf", "pt"]] = setting(["llama"], "what to write")
+    dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "of the weights in the files; onnx (fp32, fp16) and gguf (f32, f16, q8_0) are made from them"
+    )
+    vocabulary: Literal["keep", "cut"] = setting("keep", "rows of the embedding beyond the tokenizer's ids")
+    max_shard_size: str = setting("5GB", "weights of the Llama folder beyond it are spread over several files")
+    llama_cpp: str | None = setting(
+        None, "a folder of llama.cpp's source, for gguf; null: what python -m genesis_hf.exporting.gguf fetched"
+    )
     tokenizer: str | None = setting(None, "a tokenizer's folder; null: the checkpoint's own")
     held_out_sources: list[Source] = setting([], "text to compare the export with the live model on")
     overwrite: bool = setting(False, "replace another export in output_dir")
@@ -338,6 +345,17 @@ class ImportRecipe:
 
 
 @dataclass
+class PrepareEvalRecipe:
+    """`scripts/prepare_eval.py`"""
+
+    source_dir: str = setting(help="folder of evaluation sets in their authors' forms; searched with its subfolders")
+    output_dir: str = setting(help="folder to make, for `include_path`")
+    tasks: list[str] = setting([], "lm-eval's names of those wanted; none: all that are found")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+
+@dataclass
 class EvaluateRecipe:
     """`scripts/evaluate.py`; task settings bear lm-eval's names."""
 
@@ -346,7 +364,7 @@ class EvaluateRecipe:
     include_path: str | None = setting(None, "folder of lm-eval task YAMLs of one's own")
     num_fewshot: int | None = setting(None, "examples in the prompt; null: as the task says, else 0")
     limit: float | None = setting(None, "items of a task: a number, or below 1 a share; null: all")
-    batch_size: int | str = setting(16, "sequences in a batch; auto: lm-eval looks for the largest (GPU)")
+    batch_size: int | str = setting("auto", "sequences in a batch; auto: what memory has room for, on a GPU by trying")
     apply_chat_template: bool = setting(False, "prompts as a conversation, for chat models")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = setting("auto", "auto: the file's own")
     device: str | None = setting(None, "cpu, cuda, cuda:1 …; null: the GPU where there is one")
@@ -355,6 +373,8 @@ class EvaluateRecipe:
     sequence_length: int | None = setting(None, "window of the held-out loss; null: the model's context")
     output_dir: str | None = setting(None, "folder of the results; null: the model's own folder")
     use_cache: bool = setting(True, "keep results of the same model, task, data and settings")
+    training_loss: float | None = setting(None, "nats a token that training ended with; null: as parity.json says")
+    strict: bool = setting(False, "exit code 1 where the figures cannot be those of the model that was trained")
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
     dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
 
@@ -362,11 +382,32 @@ class EvaluateRecipe:
         if not (self.model and (self.tasks or self.held_out_sources)):
             raise UserError("nothing to evaluate: name a `model`, and `tasks` or `held_out_sources`")
         check_positive(self, "held_out_bytes")
-        for name in ("limit", "sequence_length"):
+        for name in ("limit", "sequence_length", "training_loss"):
             if getattr(self, name) is not None:
                 check_positive(self, name)
         if isinstance(self.batch_size, str) and not self.batch_size.startswith("auto"):
             raise UserError(f"batch_size must be a whole number or auto, not {self.batch_size!r}")
+
+
+@dataclass
+class QuickLookRecipe:
+    """`scripts/smoke_generate.py`"""
+
+    model: str = setting(help="exported folder, run directory, checkpoint or Hub id")
+    prompts: str | None = setting(None, "JSONL with `prompt`, `expected` and `pattern`; null: six of our own")
+    temperatures: list[float] = setting([0.0, 0.8], "each prompt is continued at each; 0 is greedy")
+    max_new_tokens: int = setting(64, "tokens written at most")
+    chat: Literal["auto", "true", "false"] = setting("auto", "auto: questions where the tokenizer has a chat template")
+    seed: int = setting(42, "of the draws")
+    output_file: str | None = setting(None, "also write everything as JSON")
+    strict: bool = setting(False, "exit code 1 where anything is FAIL")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+    def __post_init__(self) -> None:
+        check_positive(self, "max_new_tokens")
+        if not self.temperatures or min(self.temperatures) < 0:
+            raise UserError(f"temperatures must be one or more numbers, none below 0, not {self.temperatures}")
 
 
 @dataclass
@@ -375,10 +416,14 @@ class CompareRecipe:
 
     models: list[str] = setting(help="folders that hold an evaluation.json, or such files")
     output_file: str | None = setting(None, "also write the table here: .md, .html or .json")
+    plot: str | None = setting(None, "also draw bars with 95 % intervals: .png or .svg")
+    strict: bool = setting(False, "exit code 1 where figures cannot be those of the models that were trained")
 
     def __post_init__(self) -> None:
         if self.output_file and not self.output_file.endswith((".md", ".html", ".json")):
             raise UserError(f"output_file {self.output_file}: its name must end with .md, .html or .json")
+        if self.plot and not self.plot.endswith((".png", ".svg")):
+            raise UserError(f"plot {self.plot}: its name must end with .png or .svg")
 
 
 @dataclass

@@ -1,41 +1,33 @@
-"""From a checkpoint to a plain Llama folder that needs no code of ours, proved against the live model.
+"""From a checkpoint to files that need no code of ours, each proved against the live model.
 
-The folder is read by transformers 4.x and 5.x, lm-eval, vLLM and llama.cpp. It is put in place only after a fresh
-process has read it and given the live model's answers (`genesis_hf.parity`).
+A plain Llama folder is read by transformers 4.x and 5.x, lm-eval, vLLM and llama.cpp; ONNX, GGUF and a state dict are
+made from it. All is put in place only after fresh processes have read every file and given the live model's answers
+(`genesis_hf.parity`); where one doesn't, what would explain it is looked for (`genesis_hf.exporting.causes`).
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedModel
 
-from genesis_hf.chat import MAX_UNUSED_ROWS
 from genesis_hf.chat_lint import lint_folder, trains
 from genesis_hf.checkpoint.folders import find_checkpoint
 from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
-from genesis_hf.files import edit_json, file_sha256, folder_sha256, read_json
-from genesis_hf.parity import (
-    TOLERANCE,
-    Answers,
-    Questions,
-    differences,
-    disagreements,
-    make_questions,
-    probe,
-    probe_in_fresh_process,
-)
-from genesis_hf.tokenizer import NASTY_CORPUS, load_tokenizer, save_tokenizer
-
-FORMATS = ("llama",)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from genesis_hf.exporting.causes import find_causes
+from genesis_hf.exporting.formats import Written, check_formats, drop_llama, judge, write_formats
+from genesis_hf.exporting.llama import DTYPES as DTYPES
+from genesis_hf.exporting.llama import check_tokenizer_fits, cut_vocabulary, round_weights, write_llama_folder
+from genesis_hf.exporting.llama import speak_transformers_4 as speak_transformers_4
+from genesis_hf.files import file_sha256, folder_sha256, read_json
+from genesis_hf.parity import Answers, Questions, differences, make_questions, probe, probe_in_fresh_process
+from genesis_hf.tokenizer import NASTY_CORPUS, load_tokenizer
 
 REPORT = "parity.json"
 
@@ -48,32 +40,36 @@ def export_checkpoint(
     checkpoint: str | Path,
     output_dir: str | Path,
     dtype: str = "float32",
-    formats: Sequence[str] = FORMATS,
+    formats: Sequence[str] = ("llama",),
     tokenizer: str | None = None,
     held_out: Sequence[str] = (),
     overwrite: bool = False,
+    vocabulary: str = "keep",
+    max_shard_size: str = "5GB",
+    llama_cpp: str | None = None,
 ) -> dict[str, Any]:
-    """Write a checkpoint as a Llama folder, compare it with the live model and put it in place.
+    """Write a checkpoint in the formats asked for, compare every file with the live model and put all in place.
 
     Args:
         checkpoint: a checkpoint's folder of any world size, or a run directory.
         output_dir: the folder to make.
-        dtype: of the weights in the file, `float32` or `bfloat16`.
-        formats: what to write; `llama`.
+        dtype: of the weights, `float32` or `bfloat16`; the other formats are made from weights so rounded.
+        formats: what to write, of `genesis_hf.exporting.formats.FORMATS`; config and tokenizer always are.
         tokenizer: a tokenizer's folder; default the checkpoint's own.
         held_out: text that the model wasn't trained on, for the comparison.
         overwrite: replace another export that stands in `output_dir`.
+        vocabulary: rows of the embedding beyond the tokenizer's ids: `keep` or `cut`.
+        max_shard_size: weights of the Llama folder beyond it are spread over several files.
+        llama_cpp: a folder of llama.cpp's source, for GGUF; default the converter in the cache.
 
     Returns:
         the parity report, as in `parity.json`, and `already_exported`.
 
     Raises:
-        UserError: an unknown format; a tokenizer that doesn't fit; an `output_dir` in use; an export that does
-            not compute what the live model computes (nothing is then left in `output_dir`).
+        UserError: an unknown format, or one that lacks its software; a tokenizer that doesn't fit; an `output_dir` in
+            use; an export that does not compute what the live model computes (nothing is then left in `output_dir`).
     """
-    for name in formats:
-        if name not in FORMATS:
-            raise UserError(f"formats: unknown format {name!r}; known: {', '.join(FORMATS)}")
+    check_formats(list(formats), llama_cpp)
     checkpoint, output_dir = find_checkpoint(Path(checkpoint)), Path(output_dir)
     tokenizer_dir = Path(tokenizer or checkpoint / "tokenizer")
     source = {
@@ -81,35 +77,52 @@ def export_checkpoint(
         "tokenizer_sha256": folder_sha256(tokenizer_dir),
         "dtype": dtype,
         "formats": list(formats),
+        "vocabulary": vocabulary,
     }
     standing = standing_export(output_dir, source, overwrite)
     if standing:
         return {**standing, "already_exported": True}
 
     model, fast = load_model(checkpoint), load_tokenizer(str(tokenizer_dir))
-    check_tokenizer_fits(fast, model.config.vocab_size, tokenizer_dir)
-    questions = make_questions(
-        fast, model.config.vocab_size, model.config.max_position_embeddings, NASTY_CORPUS, held_out
-    )
+    rows = model.config.vocab_size
+    check_tokenizer_fits(fast, rows, tokenizer_dir)
+    kept = max(fast.get_vocab().values()) + 1 if vocabulary == "cut" else rows
+    questions = make_questions(fast, kept, model.config.max_position_embeddings, NASTY_CORPUS, held_out)
     live = expected = probe(model, fast, questions)
+
+    def exported_model(model: PreTrainedModel) -> PreTrainedModel:
+        if kept < rows:
+            cut_vocabulary(model, kept)
+        if dtype != "float32":
+            round_weights(model, DTYPES[dtype])
+        return model
+
+    model = exported_model(model)
     if dtype != "float32":
-        round_weights(model, DTYPES[dtype])
         expected = probe(model, fast, questions)
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = output_dir.with_name(f".{output_dir.name}.exporting")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        write_llama_folder(model, fast, temporary, DTYPES[dtype])
+        write_llama_folder(model, fast, temporary, DTYPES[dtype], max_shard_size)
         if trains(fast):  # a chat model; a base model may carry a template that nothing was trained with
             lint_folder(temporary)
-        del model  # so that the fresh process has the memory
+        del model  # so that the other processes have the memory
+        compared = {}
+        for file in write_formats(temporary, list(formats), llama_cpp):
+            compared[file.name] = compare_with(
+                expected, questions, file, temporary, lambda: exported_model(load_model(checkpoint))
+            )
+        if "llama" not in formats:
+            drop_llama(temporary)
         report = {
             "checkpoint": checkpoint.name,
             **source,
             "training": training_figures(checkpoint),
             "held_out_text": bool(held_out),
-            "formats_compared": {"llama": compare_with(expected, questions, temporary)},
+            "vocabulary_rows": {"model": rows, "exported": kept},
+            "formats_compared": compared,
         }
         if dtype != "float32":
             report["rounding"] = rounding_report(live, expected, dtype)
@@ -121,95 +134,33 @@ def export_checkpoint(
 
 
 # ---------------------------------------------------------------------------------------------------------
-# The folder
-# ---------------------------------------------------------------------------------------------------------
-
-
-def write_llama_folder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
-    folder: Path,
-    dtype: torch.dtype = torch.float32,
-) -> None:
-    """Write a model whose state-dict keys are Llama's, with its tokenizer, as a plain `model_type: llama` folder.
-
-    The tokenizer is the authority on which ids end and pad a text.
-    """
-    eos, pad, bos = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
-    pad = eos if pad is None else pad
-    values = model.config.to_dict()
-    for key in ("model_type", "architectures", "transformers_version", "dtype", "_name_or_path"):
-        values.pop(key, None)
-    config = LlamaConfig(**{**values, "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": bos})
-    with torch.device("meta"):  # the weights come from the state dict: none are drawn, none are held twice
-        llama = LlamaForCausalLM(config)
-    state = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    llama.load_state_dict(state, strict=True, assign=True)
-    llama.tie_weights()
-    llama.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, bos_token_id=bos)
-    llama.save_pretrained(folder)
-    edit_json(folder / "config.json", speak_transformers_4)
-    save_tokenizer(tokenizer, folder)
-
-    def mend(settings: dict[str, Any]) -> None:
-        if isinstance(settings.get("extra_special_tokens"), list):  # 4.x expects a mapping under this name
-            settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-        if tokenizer.chat_template:  # older 4.x and transformers.js look for it here, not in a file of its own
-            settings["chat_template"] = tokenizer.chat_template
-
-    edit_json(folder / "tokenizer_config.json", mend)
-
-
-def speak_transformers_4(config: dict[str, Any]) -> None:
-    """Add what transformers 4.x reads: without these it silently takes θ = 10,000 and fp32."""
-    rope = config["rope_parameters"]
-    config["rope_theta"] = rope["rope_theta"]
-    if rope.get("rope_type", "default") != "default":
-        config["rope_scaling"] = {key: value for key, value in rope.items() if key != "rope_theta"}
-    config["torch_dtype"] = config["dtype"]
-
-
-def check_tokenizer_fits(tokenizer: PreTrainedTokenizerFast, vocab_size: int, folder: Path) -> None:
-    """Raise `UserError` unless every id has a row of the embedding and few rows are without an id."""
-    ids = max(tokenizer.get_vocab().values()) + 1
-    if ids > vocab_size or vocab_size - ids > MAX_UNUSED_ROWS:
-        raise UserError(
-            f"{folder}: this tokenizer has {ids:,} ids and the model {vocab_size:,}; "
-            "give the tokenizer that the model was trained with"
-        )
-
-
-@torch.no_grad()
-def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round fp32 weights in place to what `dtype` can hold, so that the file and the live model hold the same."""
-    for weight in model.parameters():
-        weight.copy_(weight.to(dtype))
-
-
-# ---------------------------------------------------------------------------------------------------------
 # The proof
 # ---------------------------------------------------------------------------------------------------------
 
 
-def compare_with(expected: Answers, questions: Questions, folder: Path) -> dict[str, Any]:
-    """Figures of the folder in a fresh process against the live answers.
+def compare_with(
+    expected: Answers, questions: Questions, file: Written, folder: Path, live: Callable[[], PreTrainedModel]
+) -> dict[str, Any]:
+    """Figures of an exported file in a fresh process against the live answers.
+
+    Args:
+        folder: the Llama folder that the file was made from, or is.
+        live: the model that gave `expected`, loaded again to look for the cause of a difference.
 
     Raises:
-        UserError: they disagree, or the folder can't be read.
+        UserError: they disagree, or the file can't be read; the likely cause is named.
     """
+    found = None
     try:
-        found, versions = probe_in_fresh_process(folder, questions)
+        found, versions = probe_in_fresh_process(file.path, questions, file.kind)
+        figures, wrong = judge(file.name, expected, found)
+        wrong = wrong and [f"does not compute what the live model computes: {'; '.join(wrong)}"]
     except RuntimeError as error:
-        raise UserError(f"the exported folder can't be read back: {error}; it was not put in place") from None
-    figures = differences(expected, found)
-    wrong = disagreements(figures)
+        wrong = [f"can't be read back: {error}"]
     if wrong:
-        raise UserError(
-            f"the export does not compute what the live model computes: {'; '.join(wrong)}; it was not put in place"
-        )
-    return {**figures, "tolerance": TOLERANCE, "agrees": True, "read_by": versions, "compute_dtype": "float32"}
+        cause = find_causes(live(), questions, expected, found, folder if file.kind == "llama" else None)
+        raise UserError(f"the export ({file.name}) {wrong[0]}; likely cause: {cause}; it was not put in place")
+    return {**figures, "agrees": True, "read_by": versions, "compute_dtype": "float32"}
 
 
 def rounding_report(live: Answers, rounded: Answers, dtype: str) -> dict[str, Any]:
@@ -246,7 +197,8 @@ def standing_export(output_dir: Path, source: dict[str, Any], overwrite: bool) -
     report = read_json(output_dir / REPORT)
     if not report:
         raise UserError(f"output_dir {output_dir} holds something that is not an export; name another folder")
-    if all(report.get(key) == value for key, value in source.items()):
+    recorded = {"vocabulary": "keep", **report}  # which older reports don't tell
+    if all(recorded.get(key) == value for key, value in source.items()):
         return report
     if not overwrite:
         raise UserError(

@@ -1,26 +1,25 @@
-"""Does a model read back from its folder compute what the live model computed?
+"""Does a model read back from its files compute what the live model computed?
 
-`probe` puts the same questions to any causal language model, `disagreements` compares two sets of answers. This
-file imports nothing of this package, for it is also the program that a fresh process runs to read an export as a
-stranger would: `python -I parity.py FOLDER QUESTIONS.json ANSWERS.npz`.
+`probe` puts the same questions to any causal language model, `probe_in_fresh_process` to a file of any format that is
+exported (`genesis_hf.exporting.reading`); `disagreements` compares two sets of answers.
 """
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-import transformers
-from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from genesis_hf.exporting import reading
+from genesis_hf.exporting.reading import MAX_NEW_TOKENS as MAX_NEW_TOKENS
+from genesis_hf.exporting.reading import Answers, Questions, TransformersReader, answer
 
 TOLERANCE = 1e-5
 """Largest difference of a logit between two fp32 computations with the same weights."""
@@ -30,35 +29,7 @@ ROW_LENGTH = 128
 
 MAX_TEXT_ROWS = 6
 PROMPT_LENGTH = 8
-MAX_NEW_TOKENS = 16
-
-
-@dataclass
-class Questions:
-    """What both models are asked."""
-
-    rows: list[list[int]]
-    """token ids to give logits for, a forward pass each"""
-    scored: list[int]
-    """numbers of the rows that the loss is taken over: those made from text, where there are any"""
-    prompts: list[list[int]]
-    """token ids to continue greedily"""
-    texts: list[str]
-    """what the tokenizers encode"""
-
-
-@dataclass
-class Answers:
-    """What one model answered."""
-
-    logits: np.ndarray
-    """(tokens of all rows, vocabulary) float32"""
-    loss: float
-    """mean nats per predicted token over the scored rows"""
-    greedy: list[list[int]]
-    """the new tokens after each prompt"""
-    token_ids: list[list[int]]
-    """each text's ids, without special tokens added"""
+PROMPTS = 20
 
 
 def make_questions(
@@ -67,7 +38,7 @@ def make_questions(
     """Two rows of random ids (every row of the embedding may come up) and rows of text, cut to `ROW_LENGTH`.
 
     Args:
-        vocab_size: rows of the model's embedding.
+        vocab_size: rows of the model's embedding, or as many of the first as the export keeps.
         context: positions the model knows.
         texts: what the tokenizers are compared on; the rows of text, too, where there is no held-out text.
         held_out: text that the model wasn't trained on.
@@ -77,56 +48,46 @@ def make_questions(
     random_rows = generator.integers(0, vocab_size, (2, length)).tolist()
     source = held_out or [" ".join(texts)]
     text_rows = [row[:length] for row in encode(tokenizer, source) if len(row) > 1][:MAX_TEXT_ROWS]
-    prompts = [row[: min(PROMPT_LENGTH, length // 2)] for row in [*text_rows, *random_rows]]
     rows = [*text_rows, *random_rows]
-    return Questions(rows, list(range(len(text_rows) or len(rows))), prompts, list(texts))
+    prompts = cut_prompts(rows, min(PROMPT_LENGTH, length // 2))
+    return Questions(rows, list(range(len(text_rows) or len(rows))), prompts, list(texts), vocab_size)
+
+
+def cut_prompts(rows: list[list[int]], size: int) -> list[list[int]]:
+    """The beginnings of the rows, then what follows them, until there are `PROMPTS`; the first may be shorter."""
+    prompts = [row[:size] for row in rows]
+    for start in range(size, max(map(len, rows)), size):
+        prompts += [row[start : start + size] for row in rows if len(row) >= start + size]
+    return prompts[:PROMPTS]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     return [tokenizer.encode(text, add_special_tokens=False) for text in texts]
 
 
-@torch.inference_mode()
 def probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Questions) -> Answers:
     """Ask a model, in evaluation mode and on the device where it is."""
-    logits, losses = [], []
-    for number, row in enumerate(questions.rows):
-        ids = torch.tensor([row], device=model.device)
-        answer = model(input_ids=ids, use_cache=False).logits[0].float()
-        logits.append(answer.cpu().numpy())
-        if number in questions.scored:
-            losses.append(functional.cross_entropy(answer[:-1], ids[0, 1:], reduction="none"))
-    greedy = []
-    for prompt in questions.prompts:
-        ids = torch.tensor([prompt], device=model.device)
-        # No stop token: a stop would hide what follows it.
-        new = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=MAX_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        greedy.append(new[0, len(prompt) :].tolist())
-    loss = torch.cat(losses).double().mean().item()
-    return Answers(np.concatenate(logits), loss, greedy, encode(tokenizer, questions.texts))
+    return answer(TransformersReader(model, tokenizer), questions)
 
 
-def probe_in_fresh_process(folder: Path, questions: Questions) -> tuple[Answers, dict[str, str]]:
-    """Answers of the model in `folder`, read in fp32 by a process that has nothing but the public libraries.
+def probe_in_fresh_process(path: Path, questions: Questions, kind: str = "llama") -> tuple[Answers, dict[str, str]]:
+    """Answers of an exported file, computed in fp32 by a process that has nothing but the public libraries.
+
+    Args:
+        path: a Llama folder, or a file of another kind.
+        kind: one of `genesis_hf.exporting.reading.READERS`.
 
     Returns:
-        the answers, and the versions of Python, torch and transformers that gave them.
+        the answers, and the versions of Python and the libraries that gave them.
 
     Raises:
-        RuntimeError: the folder can't be read so; the text is the end of the reason given.
+        RuntimeError: the file can't be read so; the text is the end of the reason given.
     """
     with tempfile.TemporaryDirectory() as temporary:
         asked, answered = Path(temporary, "questions.json"), Path(temporary, "answers.npz")
         asked.write_text(json.dumps(asdict(questions)), encoding="utf-8")
         # -I: neither the current folder nor PYTHONPATH is searched, so our package is not simply found.
-        program = [sys.executable, "-I", __file__, str(folder.resolve()), str(asked), str(answered)]
+        program = [sys.executable, "-I", reading.__file__, kind, str(path.resolve()), str(asked), str(answered)]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
         done = subprocess.run(program, cwd=temporary, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
@@ -134,7 +95,9 @@ def probe_in_fresh_process(folder: Path, questions: Questions) -> tuple[Answers,
             raise RuntimeError(lines[-1])
         with np.load(answered) as file:
             rest = json.loads(str(file["rest"]))
-            return Answers(file["logits"], rest["loss"], rest["greedy"], rest["token_ids"]), rest["versions"]
+            logits = file["logits"]
+        versions = rest.pop("versions")
+        return Answers(logits, **rest), versions
 
 
 def differences(expected: Answers, found: Answers) -> dict[str, Any]:
@@ -143,6 +106,7 @@ def differences(expected: Answers, found: Answers) -> dict[str, Any]:
         raise ValueError(f"logits have shapes {expected.logits.shape} and {found.logits.shape}")
     pairs = list(zip(expected.token_ids, found.token_ids, strict=True))
     greedy = list(zip(expected.greedy, found.greedy, strict=True))
+    leads = [parting_lead(expected, number, other) for number, (one, other) in enumerate(greedy) if one != other]
     return {
         "max_logit_difference": float(np.abs(expected.logits - found.logits).max()),
         "top1_agreement": float((expected.logits.argmax(-1) == found.logits.argmax(-1)).mean()),
@@ -150,10 +114,22 @@ def differences(expected: Answers, found: Answers) -> dict[str, Any]:
         "loss_exported": found.loss,
         "greedy_same": sum(one == other for one, other in greedy),
         "greedy_prompts": len(greedy),
+        "greedy_parting_lead": max(leads, default=0.0),
         "tokenizer_same": sum(one == other for one, other in pairs),
         "tokenizer_texts": len(pairs),
         "tokens_compared": len(expected.logits),
     }
+
+
+def parting_lead(expected: Answers, prompt: int, other: list[int]) -> float:
+    """By how much the live model preferred its token to any other where a greedy text parts from its own.
+
+    Between two tokens that are all but equal, the order of summation decides. Infinite where it isn't known.
+    """
+    if not expected.margins:
+        return float("inf")
+    part = next(i for i, (one, two) in enumerate(zip(expected.greedy[prompt], other, strict=True)) if one != two)
+    return expected.margins[prompt][part]
 
 
 def disagreements(figures: dict[str, Any], tolerance: float = TOLERANCE) -> list[str]:
@@ -169,30 +145,7 @@ def disagreements(figures: dict[str, Any], tolerance: float = TOLERANCE) -> list
             f"top-1 agreement is {figures['top1_agreement']:.1%}, "
             f"loss {figures['loss_exported']:.4f} against {figures['loss_live']:.4f} nats"
         )
-    if figures["greedy_same"] < figures["greedy_prompts"]:
+    if figures["greedy_parting_lead"] > 2 * tolerance:
         wrong = figures["greedy_prompts"] - figures["greedy_same"]
         found.append(f"greedy text differs after {wrong} of {figures['greedy_prompts']} prompts")
     return found
-
-
-def main() -> None:
-    """The fresh process."""
-    folder, asked, answered = sys.argv[1:]
-    questions = Questions(**json.loads(Path(asked).read_text(encoding="utf-8")))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    answers = probe(model, tokenizer, questions)
-    imported = sorted(name for name in sys.modules if name.partition(".")[0] == "genesis_hf")
-    if imported:
-        raise RuntimeError(f"this process was to know nothing of {imported[0]}")
-    versions = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-    rest = {"loss": answers.loss, "greedy": answers.greedy, "token_ids": answers.token_ids, "versions": versions}
-    np.savez(answered, logits=answers.logits, rest=json.dumps(rest))
-
-
-if __name__ == "__main__":
-    main()

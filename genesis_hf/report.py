@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genesis_hf.compare import Evaluated, comparison, distinct_names, load_evaluation, plus_minus, reference
 from genesis_hf.config import read_yaml, write_text
 from genesis_hf.errors import UserError
-from genesis_hf.evaluation import RESULTS
+from genesis_hf.evaluation.compare import Evaluated, comparison, distinct_names, load_evaluation
+from genesis_hf.evaluation.results import RESULTS
+from genesis_hf.evaluation.tables import plus_minus, reference
 from genesis_hf.files import read_json
 from genesis_hf.training.metrics import read_metrics
 
@@ -122,7 +123,7 @@ def results_rows(material: Material) -> Rows:
     rows = [["", *names, "chance or yardstick"]]
     if material.evaluations:
         by_key: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
-        for row in comparison(material.evaluations)["rows"]:
+        for row in compared(material.evaluations)["rows"]:
             by_key.setdefault((row["task"], row["metric"]), {})[row["model"]] = row
         for (task, metric), cells in by_key.items():
             arrow = "↑" if next(iter(cells.values()))["higher_is_better"] else "↓"
@@ -157,6 +158,18 @@ def preference_figures(material: Material) -> Iterator[tuple[str, str, str]]:
         yield "… by gain over the SFT model ↑", "–", percent(held_out["implicit_reward"])
 
 
+def compared(evaluations: Sequence[Evaluated]) -> dict[str, Any]:
+    """The comparison of evaluations; of unlike ones the scores of each, with a warning that says what differs."""
+    try:
+        return comparison(evaluations)
+    except UserError as refusal:
+        rows: list[dict[str, Any]] = []
+        names = distinct_names([evaluated.folder for evaluated in evaluations])
+        for name, evaluated in zip(names, evaluations, strict=True):
+            rows += [{**row, "model": name} for row in comparison([evaluated])["rows"]]
+        return {"rows": rows, "warnings": {"these scores can't be compared": [str(refusal)]}}
+
+
 def percent(figure: dict[str, Any] | None) -> str:
     """`{"value", "stderr"}` of a share as `98.0% ± 1.0%`."""
     if not figure or figure["value"] is None:
@@ -167,9 +180,10 @@ def percent(figure: dict[str, Any] | None) -> str:
 
 def findings(material: Material) -> list[str]:
     """Sentences that follow from the figures: against xz, against chance, and what training changed."""
-    said = []
     if not material.evaluations:
-        return said
+        return []
+    result = compared(material.evaluations)
+    said = [f"WARNING, {model}: {words}." for model, found in result["warnings"].items() for words in found]
     first = material.evaluations[0]
     name = distinct_names([e.folder for e in material.evaluations])[0]
     for task, metrics in first.values["tasks"].items():
@@ -182,7 +196,7 @@ def findings(material: Material) -> list[str]:
                     f"{task}: {name} has {figure['value']:.3f} bits per byte, {abs(gap):.1%} {words} "
                     f"{yardstick['name']}'s {yardstick['value']:.3f} on the same bytes."
                 )
-    for row in comparison(material.evaluations)["rows"]:
+    for row in result["rows"]:
         if row.get("chance") and row["stderr"]:
             above = (row["value"] - row["chance"]) / row["stderr"]
             if above >= MARGIN and row["model"] == name:

@@ -14,6 +14,9 @@ import numpy as np
 DISTINGUISHABLE = 2.0
 """Standard errors from which a difference is called one: about 95 % two-sided under a normal distribution."""
 
+SIGNIFICANT = 2 * (1 - 0.9772498680518208)
+"""The p-value that belongs to it."""
+
 
 def linearize(aggregation: str, items: Sequence[Any]) -> np.ndarray | None:
     """Per-item numbers whose mean is the score and whose sd / sqrt(n) is its standard error.
@@ -70,18 +73,58 @@ def p_value(standard_errors: float) -> float:
     return math.erfc(abs(standard_errors) / math.sqrt(2))
 
 
-def against_chance(entry: dict[str, Any]) -> str:
-    """Words for a score beside its chance level; empty where it has none or no standard error."""
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """p-values that count how many tests were made (Holm's step-down method); None stays None and counts for nothing.
+
+    S. Holm: A Simple Sequentially Rejective Multiple Test Procedure. Scandinavian Journal of Statistics 6, 1979.
+    """
+    known = sorted((p, number) for number, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, number) in enumerate(known):
+        highest = max(highest, min(1.0, p * (len(known) - rank)))
+        adjusted[number] = highest
+    return adjusted
+
+
+def above_chance(entry: dict[str, Any]) -> float | None:
+    """Standard errors above the chance level; None where a score has none. Ties count as shared where that is known."""
     if entry.get("chance") is None:
-        return ""
-    above = standard_errors_above(
-        entry["value"], entry.get("stderr"), entry["chance"], entry["higher_is_better"], entry.get("n")
-    )
+        return None
+    value = entry.get("value_ties_shared", entry["value"])
+    return standard_errors_above(value, entry.get("stderr"), entry["chance"], entry["higher_is_better"], entry.get("n"))
+
+
+def chance_p(entry: dict[str, Any]) -> float | None:
+    """Two-sided p of a score against its chance level; None where it has none."""
+    above = above_chance(entry)
+    return None if above is None else p_value(above)
+
+
+def against_chance(entry: dict[str, Any], p_adjusted: float | None = None) -> str:
+    """Words for a score beside its chance level; empty where it has none or no standard error.
+
+    Args:
+        entry: `value`, `stderr`, `chance`, `n`, `higher_is_better`; `by_length` and `by_length_stderr`, where it is
+            known what a choice by length alone scores on these items; `value_ties_shared`.
+        p_adjusted: from `holm`, where this is one of several tests.
+    """
+    above = above_chance(entry)
     if above is None:
         return ""
     if abs(above) < DISTINGUISHABLE:
         return "not distinguishable from chance"
-    return f"{'above' if above > 0 else 'below'} chance by {abs(above):.1f} standard errors"
+    found = f"{'above' if above > 0 else 'below'} chance by {abs(above):.1f} standard errors"
+    if entry.get("by_length") is not None:
+        difference = entry.get("value_ties_shared", entry["value"]) - entry["by_length"]
+        stderr = entry.get("by_length_stderr") or 0.0
+        if abs(difference) <= DISTINGUISHABLE * stderr:
+            return f"not distinguishable from a choice by length alone ({entry['by_length']:.3f}; {found})"
+        if above > 0 > difference:
+            return f"{found}, but below a choice by length alone ({entry['by_length']:.3f})"
+    if p_adjusted is not None and p_adjusted >= SIGNIFICANT:
+        return f"not distinguishable from chance ({found}, as some are among so many tests: p = {p_adjusted:.2g})"
+    return found
 
 
 def against_base(
@@ -96,7 +139,7 @@ def against_base(
             standard errors are added in squares, as for independent samples.
 
     Returns:
-        `difference`, `stderr`, `p` (None where unknown), `paired` and `words`.
+        `difference`, `stderr`, `p` (None where unknown), `paired`, `better` (where `p` is known) and `words`.
     """
     difference = entry["value"] - base["value"]
     if differences is not None:
@@ -112,8 +155,19 @@ def against_base(
     if above is None:
         return {**result, "words": f"no standard error: nothing can be said against {name}"}
     result["p"] = p_value(above)
-    how = "p < 0.0001" if result["p"] < 1e-4 else f"p = {result['p']:.2g}"
+    result["better"] = above > 0
+    return {**result, "words": base_words(result, name)}
+
+
+def base_words(result: dict[str, Any], name: str) -> str:
+    """What `against_base` found, in words; with `p_adjusted` (from `holm`) that one decides."""
+    p, adjusted = result["p"], result.get("p_adjusted")
+    if p is None:
+        return result["words"]
+    how = "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
+    if adjusted is not None and adjusted > p and not (p < 1e-4 and adjusted < 1e-4):
+        how += f", {adjusted:.2g} among all tests"
     how += ", paired" if result["paired"] else ""
-    if abs(above) < DISTINGUISHABLE:
-        return {**result, "words": f"not distinguishable from {name} ({how})"}
-    return {**result, "words": f"{'better' if above > 0 else 'worse'} than {name} ({how})"}
+    if (p if adjusted is None else adjusted) > SIGNIFICANT:
+        return f"not distinguishable from {name} ({how})"
+    return f"{'better' if result['better'] else 'worse'} than {name} ({how})"

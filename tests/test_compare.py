@@ -10,11 +10,12 @@ from conftest import run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genesis_hf.compare import comparison, distinct_names, load_evaluation, markdown, plus_minus
 from genesis_hf.config import CompareRecipe
 from genesis_hf.errors import UserError
-from genesis_hf.evaluation import Evaluation
-from genesis_hf.uncertainty import against_base, against_chance, linearize, p_value, standard_error
+from genesis_hf.evaluation.compare import comparison, distinct_names, load_evaluation
+from genesis_hf.evaluation.results import Evaluation
+from genesis_hf.evaluation.tables import markdown, plus_minus, write_comparison
+from genesis_hf.uncertainty import against_base, against_chance, holm, linearize, p_value, standard_error
 
 SETTINGS = {
     "task_version": 1.0,
@@ -22,7 +23,12 @@ SETTINGS = {
     "data_sha256": "da7a",
     "num_fewshot": 0,
     "limit": None,
+    "lm_eval": "0.4.13",
+    "apply_chat_template": False,
+    "chat_template_sha256": None,
+    "bos_token_added": False,
     "compute_dtype": "float32",
+    "prefix_token": "</s>",
 }
 
 
@@ -104,6 +110,11 @@ def test_lower_is_better_for_losses(tmp_path: Path) -> None:
         ("limit", 100.0, "limit (None and 100.0)"),
         ("data_sha256", "ba5e", "data (da7a and ba5e)"),
         ("config_sha256", "ba5e", "task definition (c0ffee and ba5e)"),
+        ("lm_eval", "0.4.9", "version of lm-eval (0.4.13 and 0.4.9)"),
+        ("apply_chat_template", True, "chat template applied (False and True)"),
+        ("chat_template_sha256", "ba5e", "chat template (None and ba5e)"),
+        ("bos_token_added", True, "BOS added (False and True)"),
+        ("compute_dtype", "bfloat16", "dtype (float32 and bfloat16)"),
     ],
 )
 def test_unlike_runs_are_refused(tmp_path: Path, key: str, value: object, words: str) -> None:
@@ -124,9 +135,9 @@ def test_unlike_runs_are_refused_where_the_first_lacks_the_task(tmp_path: Path) 
 
 def test_what_may_differ_is_named(tmp_path: Path) -> None:
     write_model(tmp_path / "a", {"t": share(5, 10, 0.5)})
-    write_model(tmp_path / "b", {"t": share(5, 10, 0.5)}, compute_dtype="bfloat16")
+    write_model(tmp_path / "b", {"t": share(5, 10, 0.5)}, prefix_token="<|im_end|>")
     text = markdown(comparison([load_evaluation(tmp_path / name) for name in "ab"]))
-    assert "Note: compute_dtype differs (a: float32, b: bfloat16)." in text
+    assert "Note: prefix_token differs (a: </s>, b: <|im_end|>)." in text
 
 
 def test_script_prints_and_writes(tmp_path: Path) -> None:
@@ -142,8 +153,6 @@ def test_script_prints_and_writes(tmp_path: Path) -> None:
 
 
 def test_json_holds_the_numbers(tmp_path: Path) -> None:
-    from genesis_hf.compare import write_comparison
-
     a = write_model(tmp_path / "a", {"t": share(300, 1000, 0.25)})
     b = write_model(tmp_path / "b", {"t": share(400, 1000, 0.25)})
     write_comparison(comparison([load_evaluation(a), load_evaluation(b)]), tmp_path / "c.json")
@@ -151,11 +160,54 @@ def test_json_holds_the_numbers(tmp_path: Path) -> None:
     assert (row["value"], row["chance"], row["against_base"]["difference"]) == (0.4, 0.25, pytest.approx(0.1))
 
 
+def test_words_count_all_tests_in_the_table(tmp_path: Path) -> None:
+    """Of twenty scores at chance one stands out by itself: alone it would be called better, among the others not."""
+    base = {f"t{i}": share(500, 1000, 0.5) for i in range(20)}
+    lucky = {**base, "t7": share(535, 1000, 0.5)}
+    write_model(tmp_path / "base", base, keep_items=False)
+    write_model(tmp_path / "sft", lucky, keep_items=False)
+    alone = against_chance(lucky["t7"][0])
+    assert alone == "above chance by 2.2 standard errors"
+    found = rows(tmp_path / "base", tmp_path / "sft")
+    row = found["t7", "sft"]
+    assert row["against_chance"].startswith("not distinguishable from chance (above chance by 2.2 standard errors")
+    assert row["against_base"]["p_adjusted"] == 1
+    result = comparison([load_evaluation(tmp_path / name) for name in ("base", "sft")])
+    assert "the words against chance count 40 tests (Holm's method)" in result["notes"]
+    assert "the words against base count 20 tests (Holm's method)" in result["notes"]
+
+
+@given(st.lists(st.floats(0, 1) | st.none(), max_size=20))
+def test_holm_never_lowers_and_keeps_the_order(p_values: list[float | None]) -> None:
+    adjusted = holm(p_values)
+    known = sorted((p, a) for p, a in zip(p_values, adjusted, strict=True) if p is not None)
+    assert all(p <= a <= min(1, p * len(known)) for p, a in known)
+    assert [a for _, a in known] == sorted(a for _, a in known)
+    assert [p is None for p in p_values] == [a is None for a in adjusted]
+
+
+def test_holm_of_a_textbook_example() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+
+
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_plot_is_drawn(tmp_path: Path, kind: str) -> None:
+    a = write_model(tmp_path / "a", {"t": share(300, 1000, 0.25), "u": share(5, 10, None)})
+    b = write_model(tmp_path / "b", {"t": share(400, 1000, 0.25)})
+    file = tmp_path / f"c.{kind}"
+    write_comparison(comparison([load_evaluation(a), load_evaluation(b)]), file)
+    start = file.read_bytes()
+    assert start.startswith(b"\x89PNG" if kind == "png" else b"<?xml")
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [file]
+
+
 def test_mistakes_name_themselves(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no evaluation there"):
         load_evaluation(tmp_path)
     with pytest.raises(UserError, match=r"must end with .md, .html or .json"):
         CompareRecipe(models=["a"], output_file="x.pdf")
+    with pytest.raises(UserError, match=r"must end with .png or .svg"):
+        CompareRecipe(models=["a"], plot="x.pdf")
 
 
 def test_names_tell_folders_apart() -> None:

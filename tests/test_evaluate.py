@@ -5,24 +5,30 @@ import json
 import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
-from conftest import run_script
+from conftest import launch, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import byte_tokenizer, random_model
+from small_runs import write_recipe
 
-from genesis_hf import evaluate as evaluate_module
-from genesis_hf.bits_per_byte import bits_per_byte, cut, xz_bits_per_byte
 from genesis_hf.config import EvaluateRecipe, Source, parse_recipe
 from genesis_hf.errors import UserError
-from genesis_hf.evaluate import evaluate
-from genesis_hf.evaluation import read_items
+from genesis_hf.evaluation import evaluate as evaluate_module
+from genesis_hf.evaluation.batch_size import fitting_batch_size
+from genesis_hf.evaluation.bits_per_byte import bits_per_byte, cut, xz_bits_per_byte
+from genesis_hf.evaluation.compare import comparison, load_evaluation
+from genesis_hf.evaluation.evaluate import evaluate
+from genesis_hf.evaluation.results import read_items
+from genesis_hf.evaluation.sanity import warnings
 from genesis_hf.export import resolve_model, write_llama_folder
 from genesis_hf.files import hash_items
-from genesis_hf.uncertainty import linearize, standard_error
+from genesis_hf.uncertainty import against_chance, linearize, standard_error
 
 TASKS = {
     "tiny_choice": """
@@ -248,6 +254,110 @@ def test_recipe_takes_models_and_tasks_in_a_row() -> None:
         parse_recipe(EvaluateRecipe, argv=[*words, "--batch_size", "many"])
     with pytest.raises(UserError, match="nothing to evaluate"):
         parse_recipe(EvaluateRecipe, argv=["--model", "a"])
+
+
+# ---------------------------------------------------------------------------------------------------------
+# A model that knows nothing
+# ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uniform(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every token has the same probability after every text."""
+    folder = tmp_path_factory.mktemp("models") / "uniform"
+    model = random_model(tied=False)
+    torch.nn.init.zeros_(model.lm_head.weight)
+    write_llama_folder(model, byte_tokenizer(tmp_path_factory.mktemp("tokenizer")), folder)
+    return folder
+
+
+def write_choices(folder: Path, name: str, rows: list[dict]) -> None:
+    folder.mkdir(exist_ok=True)
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    head = f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\ntest_split: test"
+    (folder / f"{name}.yaml").write_text(f"{head}{TASKS['tiny_choice']}metadata: {{version: 1.0}}\n")
+
+
+def test_ties_are_shared_not_given_to_the_first(uniform: Path, tmp_path: Path) -> None:
+    """All choices as long: lm-eval takes the first, which is right as often as the authors put it first."""
+    choices = ["aa", "bb", "cc", "dd"]
+    answers = [0] * 5 + [1] * 25 + [2] * 30 + [3] * 40
+    rows = [{"question": f"q{i}", "choices": choices, "answer": answer} for i, answer in enumerate(answers)]
+    write_choices(tmp_path / "tasks", "even", rows)
+    found = evaluate(uniform, recipe(tmp_path / "tasks", tasks=["even"]), tmp_path)["tasks"]["even"]["acc"]
+    assert found["value"] == 0.05  # lm-eval's own
+    assert found["ties"] == 1
+    assert found["value_ties_shared"] == found["by_length"] == found["chance"] == 0.25
+    assert against_chance(found) == "not distinguishable from chance"
+    (note,) = comparison([load_evaluation(tmp_path)])["notes"][:1]
+    assert "100% of the items of even are ties" in note
+    assert "0.050; shared they make 0.250" in note
+    assert against_chance({**found, "value_ties_shared": found["value"], "by_length": None}).startswith("below chance")
+
+
+def test_length_alone_is_told_from_knowledge(uniform: Path, tmp_path: Path) -> None:
+    """The right answer is the longest: a model of equal probabilities takes the shortest, and is mostly wrong."""
+    rows = [{"question": f"q{i}", "choices": ["a", "bb", "cccc"], "answer": 2} for i in range(60)]
+    rows += [{"question": f"r{i}", "choices": ["aaa", "b", "cc"], "answer": 1} for i in range(6)]
+    write_choices(tmp_path / "tasks", "long", rows)
+    found = evaluate(uniform, recipe(tmp_path / "tasks", tasks=["long"]), tmp_path)["tasks"]["long"]
+    acc, norm = found["acc"], found["acc_norm"]
+    assert acc["value"] == acc["by_length"] == pytest.approx(6 / 66)
+    assert acc["chance"] == pytest.approx(1 / 3)
+    assert against_chance(acc).startswith("not distinguishable from a choice by length alone (0.091; below chance by")
+    # With the space before it a choice of n letters has n + 1 tokens: the longest has the most letters a token.
+    assert norm["value"] == norm["by_length"] == pytest.approx(60 / 66)
+    assert against_chance({**acc, "value": 0.9, "value_ties_shared": 0.9}).startswith("above chance by")
+
+
+def test_several_processes_share_items_and_text(
+    model: Path, tasks: Path, corpus: Path, evaluated: dict, tmp_path: Path
+) -> None:
+    values = {"model": [str(model)], "tasks": ["tiny_group"], "include_path": str(tasks), "batch_size": 8}
+    values["held_out_sources"] = [{"name": "prose", "paths": [str(corpus / "heldout.jsonl")]}]
+    write_recipe({**values, "output_dir": str(tmp_path / "out")}, tmp_path / "recipe.yaml")
+    done = launch("ddp_2gpu", "scripts/evaluate.py", "--config", tmp_path / "recipe.yaml")
+    assert done.stdout.count("1 of 1: tiny_group, 80 items") == 1
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    for task in ("tiny_choice", "tiny_last_word", "held_out/prose"):
+        assert found["provenance"][task]["processes"] == 2
+        for metric, entry in evaluated["tasks"][task].items():
+            assert found["tasks"][task][metric]["value"] == pytest.approx(entry["value"], rel=1e-4)
+            assert found["tasks"][task][metric]["n"] == entry["n"]
+
+
+def test_figures_are_held_against_the_training_loss(model: Path, tasks: Path, corpus: Path, tmp_path: Path) -> None:
+    held_out = [Source(name="prose", paths=[str(corpus / "heldout.jsonl")])]
+    settings = {"tasks": ["tiny_last_word"], "held_out_sources": held_out}
+    lost = evaluate(model, recipe(tasks, **settings, training_loss=0.5), tmp_path)
+    assert any("the training loss was 0.50 nats a token, held-out text (prose) costs" in w for w in warnings(lost))
+    assert json.loads((tmp_path / "evaluation.json").read_text())["suspects"] == lost["suspects"]
+    sound = evaluate(model, recipe(tasks, **settings, training_loss=50.0), tmp_path)
+    assert not any("training loss" in line for line in warnings(sound))
+
+
+def test_strict_ends_with_a_code(model: Path, tasks: Path, tmp_path: Path) -> None:
+    arguments = ("--model", model, "--tasks", "tiny_last_word", "--include_path", tasks, "--training_loss", "0.5")
+    done = run_script("scripts/evaluate.py", *arguments, "--output_dir", tmp_path, "--strict", "true", check=False)
+    assert done.returncode == 1
+    assert "WARNING: the figures of" in done.stdout
+    assert "tiny_last_word's perplexity of" in done.stdout
+
+
+def test_batch_size_is_what_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = random_model(tied=True, vocab_size=50_000).config
+
+    def fitting(free: int, length: int, processes: int = 1) -> int:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+        return fitting_batch_size(config, length, torch.device("cpu"), processes)
+
+    assert fitting(10**6, 2048) == 1
+    assert fitting(10**12, 2048) == 64
+    some = fitting(10**10, 512)
+    assert 1 < some < 64
+    assert fitting(10**10, 1024) == some // 2
+    assert fitting(10**10, 512, processes=2) == some // 2
 
 
 def test_dry_run_needs_no_model() -> None:

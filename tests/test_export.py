@@ -18,6 +18,7 @@ from genesis_hf.checkpoint.save import save_checkpoint
 from genesis_hf.config import ExportRecipe, parse_recipe
 from genesis_hf.errors import UserError
 from genesis_hf.export import check_tokenizer_fits, export_checkpoint
+from genesis_hf.exporting import llama as llama_module
 from genesis_hf.parity import TOLERANCE, differences, disagreements, make_questions, probe
 from genesis_hf.tokenizer import load_tokenizer
 
@@ -130,8 +131,8 @@ def test_export_that_disagrees_is_not_put_in_place(run: Path, tmp_path: Path, mo
     def other_theta(config: dict) -> None:
         config["rope_parameters"]["rope_theta"] = 10_000.0
 
-    monkeypatch.setattr(export_module, "speak_transformers_4", other_theta)
-    with pytest.raises(UserError, match=r"logits differ by up to \d.* not put in place"):
+    monkeypatch.setattr(llama_module, "speak_transformers_4", other_theta)
+    with pytest.raises(UserError, match=r"logits differ by up to \d.*θ: 10,000 in the .* not put in place"):
         export_checkpoint(run, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -191,10 +192,10 @@ def test_probe_asks_a_llama_and_ours_alike(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"formats\[0\] is 'onnx'; it must be one of llama"):
-        parse_recipe(ExportRecipe, argv=["--checkpoint", "x", "--output_dir", "y", "--formats", "onnx"])
-    with pytest.raises(UserError, match="unknown format 'onnx'; known: llama"):
-        export_checkpoint("x", "y", formats=["onnx"])
+    with pytest.raises(UserError, match=r"formats\[0\] is 'onx'; it must be one of llama, onnx, gguf, pt"):
+        parse_recipe(ExportRecipe, argv=["--checkpoint", "x", "--output_dir", "y", "--formats", "onx"])
+    with pytest.raises(UserError, match="unknown format 'onx'; known: llama"):
+        export_checkpoint("x", "y", formats=["onx"])
     output_dir = tmp_path / "out"
     done = run_script("scripts/export.py", "--checkpoint", "nowhere", "--output_dir", output_dir, check=False)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -5,7 +5,7 @@ from conftest import run_script
 
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
-from genesis_hf.evaluation import Evaluation
+from genesis_hf.evaluation.results import Evaluation
 from genesis_hf.report import as_html, as_markdown, collect, findings, results_rows, sample_pairs
 
 
@@ -85,6 +85,16 @@ def test_a_miss_is_said_as_such(road):
     path = road / "evaluation/base/evaluation.json"
     path.write_text(path.read_text().replace('"value": 1.6,', '"value": 2.0,'))
     assert "8.1% ABOVE xz -9's 1.850" in "\n".join(findings(collect([road])))
+
+
+def test_scores_that_can_not_be_compared_still_stand_under_a_warning(road):
+    path = road / "evaluation/dpo/evaluation.json"
+    path.write_text(path.read_text().replace('"num_fewshot": 0', '"num_fewshot": 5'))
+    material = collect([road])
+    rows = {row[0]: row[1:] for row in results_rows(material)}
+    assert rows["order acc ↑"][:2] == ["0.550 ± 0.020", "0.260 ± 0.020"]
+    assert findings(material)[0].startswith("WARNING, these scores can't be compared")
+    assert "number of shots (0 and 5)" in findings(material)[0]
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(road):

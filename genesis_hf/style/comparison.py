@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from genesis_hf.answers import Answer, read_answers, read_settings
-from genesis_hf.compare import distinct_names
 from genesis_hf.errors import UserError
+from genesis_hf.evaluation.compare import distinct_names
 from genesis_hf.style.intervals import newcombe, student
 from genesis_hf.style.measures import FIGURES, interval_text, measure_answers, value_text
 from genesis_hf.style.metric import Figure

@@ -3,31 +3,33 @@
 Reads result files only; never imported by training.
 """
 
-import html
-import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
-from genesis_hf.evaluation import RESULTS, Items, read_items
+from genesis_hf.evaluation.results import RESULTS, Items, read_items
+from genesis_hf.evaluation.sanity import warnings
 from genesis_hf.files import read_json
-from genesis_hf.uncertainty import against_base, against_chance, linearize
+from genesis_hf.uncertainty import against_base, against_chance, base_words, chance_p, holm, linearize
 
 MUST_MATCH = {
+    "lm_eval": "version of lm-eval",
     "task_version": "task version",
     "config_sha256": "task definition",
     "num_fewshot": "number of shots",
     "limit": "limit",
     "data_sha256": "data",
+    "apply_chat_template": "chat template applied",
+    "chat_template_sha256": "chat template",
+    "bos_token_added": "BOS added",
+    "compute_dtype": "dtype",
 }
 """Keys of a task's provenance without which two scores are not of the same thing, and their names in an error."""
 
-WORTH_SAYING = ("apply_chat_template", "compute_dtype", "lm_eval", "bos_token_added", "transformers")
+WORTH_SAYING = ("prefix_token", "transformers", "torch", "device")
 """Keys that may differ between comparable scores and are then named under the table."""
 
 SAYS_NOTHING = ("final", "export", "exported", "eval", "evaluation")
@@ -60,9 +62,12 @@ def load_evaluation(path: str | Path) -> Evaluated:
 def comparison(models: list[Evaluated]) -> dict[str, Any]:
     """Every score of every model beside its chance level and beside the first model's.
 
+    Each row's words follow from p-values that count all tests of their kind in the table (Holm's method): of twenty
+    scores at chance, one looks better than chance by itself.
+
     Returns:
-        `models` (names), `rows` (task, metric, model, value, stderr, chance, n, against_chance, against_base …) and
-        `notes` (what else differs).
+        `models` (names), `rows` (task, metric, model, value, stderr, chance, n, against_chance, against_base …),
+        `notes` (what else differs, what the tests are) and `warnings` (what cannot be, by model).
 
     Raises:
         UserError: the scores of a task are not of the same thing; says what differs.
@@ -75,7 +80,9 @@ def comparison(models: list[Evaluated]) -> dict[str, Any]:
         metrics = dict.fromkeys(metric for model in models for metric in model.values["tasks"].get(task, {}))
         for metric in metrics:
             rows += metric_rows(task, metric, models, names)
-    return {"models": names, "rows": rows, "notes": notes(models, names)}
+    tests = put_words(rows, names[0])
+    impossible = {name: found for model, name in zip(models, names, strict=True) if (found := warnings(model.values))}
+    return {"models": names, "rows": rows, "notes": notes(models, names) + tests, "warnings": impossible}
 
 
 def distinct_names(folders: list[Path]) -> list[str]:
@@ -134,12 +141,41 @@ def metric_rows(task: str, metric: str, models: list[Evaluated], names: list[str
         entry = model.values["tasks"].get(task, {}).get(metric)
         if entry is None:
             continue
-        row = {"task": task, "metric": metric, "model": name, **entry, "against_chance": against_chance(entry)}
+        row = {"task": task, "metric": metric, "model": name, **entry}
         if base is not None and model is not models[0]:
             differences = item_differences(model.items, models[0].items, (task, metric))
             row["against_base"] = against_base(entry, base, names[0], differences)
         rows.append(row)
     return rows
+
+
+def put_words(rows: list[dict[str, Any]], base: str) -> list[str]:
+    """Add `against_chance` and the words of `against_base`; returns what is to be said about the tests."""
+    said = []
+    for row, p in zip(rows, holm([chance_p(row) for row in rows]), strict=True):
+        row["against_chance"] = against_chance(row, p)
+    compared = [row["against_base"] for row in rows if "against_base" in row]
+    adjusted = holm([result["p"] for result in compared])
+    for result, p in zip(compared, adjusted, strict=True):
+        result["p_adjusted"] = p
+        result["words"] = base_words(result, base)
+    said += [note for row in rows if (note := ties_note(row))]
+    counts = {"chance": sum(chance_p(row) is not None for row in rows), base: sum(p is not None for p in adjusted)}
+    for against, count in counts.items():
+        if count > 1:
+            said.append(f"the words against {against} count {count} tests (Holm's method)")
+    return said
+
+
+def ties_note(row: dict[str, Any]) -> str:
+    """What ties make of a score, where that is more than its standard error; else empty."""
+    shared = row.get("value_ties_shared")
+    if shared is None or abs(row["value"] - shared) <= (row["stderr"] or 0.0):
+        return ""
+    return (
+        f"{row['ties']:.0%} of the items of {row['task']} are ties for {row['model']} ({row['metric']}), which lm-eval "
+        f"gives to the first choice: {row['value']:.3f}; shared they make {shared:.3f}, and the words go by that"
+    )
 
 
 def item_differences(items: Items, base: Items, key: tuple[str, str]) -> np.ndarray | None:
@@ -149,98 +185,3 @@ def item_differences(items: Items, base: Items, key: tuple[str, str]) -> np.ndar
     ours = linearize(items[key]["aggregation"], items[key]["values"])
     theirs = linearize(base[key]["aggregation"], base[key]["values"])
     return None if ours is None or theirs is None or len(ours) != len(theirs) else ours - theirs
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Tables
-# ---------------------------------------------------------------------------------------------------------
-
-HEADER = ("task", "metric", "model", "score", "chance", "n", "against chance", "against the first")
-
-
-def table(result: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The rows as text, in `HEADER`'s order."""
-    lines = []
-    for row in result["rows"]:
-        base = row.get("against_base")
-        words = ""
-        if base:
-            words = f"{plus_minus(base['difference'], base['stderr'], sign=True)}: {base['words']}"
-        lines.append(
-            (
-                row["task"],
-                row["metric"] + (" ↑" if row["higher_is_better"] else " ↓"),
-                row["model"],
-                plus_minus(row["value"], row["stderr"]),
-                reference(row),
-                str(row["n"]),
-                row["against_chance"],
-                words,
-            )
-        )
-    return lines
-
-
-def reference(row: dict[str, Any]) -> str:
-    """The chance level, or the yardstick that stands in its place."""
-    if row.get("chance") is not None:
-        return f"{row['chance']:.4g}"
-    yardstick = row.get("yardstick")
-    return f"{yardstick['name']}: {yardstick['value']:.4g}" if yardstick else "–"
-
-
-def plus_minus(value: float, stderr: float | None, sign: bool = False) -> str:
-    """`0.352 ± 0.011`: the standard error to two digits, the value to the same place."""
-    plus = "+" if sign else ""
-    if stderr is None or not math.isfinite(stderr):
-        return f"{value:{plus}.4g} ± ?"
-    if stderr == 0 or abs(value) >= 1e9:
-        return f"{value:{plus}.4g} ± {stderr:.2g}"
-    places = max(0, 1 - math.floor(math.log10(stderr)))
-    return f"{value:{plus},.{places}f} ± {stderr:,.{places}f}"
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """A table that reads well in a terminal, too: columns are padded."""
-    lines = [HEADER, *table(result)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
-    text = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines]
-    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    text += ["", "Scores stand with one standard error; ↑ higher is better, ↓ lower is better."]
-    return "\n".join(text + [f"Note: {note}." for note in result["notes"]])
-
-
-def as_html(result: dict[str, Any]) -> str:
-    """The same table as a page of its own."""
-
-    def line(cells: tuple[str, ...], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
-
-    body = "\n".join(line(cells, "td") for cells in table(result))
-    said = "\n".join(f"<p>{html.escape(note)}.</p>" for note in result["notes"])
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{html.escape(" / ".join(result["models"]))}</title>
-<style>
-body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem }}
-table {{ border-collapse: collapse }}
-td, th {{ padding: .3rem .7rem; border-bottom: 1px solid #ccc; text-align: left; font-variant-numeric: tabular-nums }}
-</style></head><body>
-<table>
-<thead>{line(HEADER, "th")}</thead>
-<tbody>
-{body}
-</tbody></table>
-<p>Scores stand with one standard error; ↑ higher is better, ↓ lower is better.</p>
-{said}
-</body></html>
-"""
-
-
-def write_comparison(result: dict[str, Any], path: str | Path) -> None:
-    """Write the comparison as Markdown, HTML or JSON, as the name ends."""
-    writers = {
-        ".md": lambda: markdown(result) + "\n",
-        ".html": lambda: as_html(result),
-        ".json": lambda: json.dumps(result, indent=2, ensure_ascii=False) + "\n",
-    }
-    write_text(path, writers[Path(path).suffix]())

@@ -66,23 +66,30 @@ def document_losses(
     documents: Sequence[str],
     sequence_length: int,
     batch_size: int = 8,
+    share: tuple[int, int] = (0, 1),
 ) -> list[tuple[float, int]]:
     """(negative log-likelihood in nats, tokens) of each document.
 
     The first token is predicted from EOS, which ends the document before it in training. A document longer than
     `sequence_length` is read in windows that begin half a window apart: each token is scored once, all but those
     of the first window with at least half a window before them.
+
+    Args:
+        share: this process's number and how many there are; each takes its part of the windows, and all get the sums.
     """
     ids = encode_documents(tokenizer, list(documents))
-    windows = [w for number, row in enumerate(ids) for w in cut(number, row, tokenizer.eos_token_id, sequence_length)]
+    eos = tokenizer.eos_token_id
+    windows = [w for document, row in enumerate(ids) for w in cut(document, row, eos, sequence_length)]
     windows.sort(key=lambda window: len(window.input_ids))  # rows of like length: little padding
+    number, processes = share
+    windows = windows[number::processes]
     losses = np.zeros(len(ids))
-    progress = tqdm(total=len(windows), desc="bits per byte", unit="window", leave=False)
+    progress = tqdm(total=len(windows), desc="bits per byte", unit="window", leave=False, disable=number > 0)
     for start in range(0, len(windows), batch_size):
         batch = windows[start : start + batch_size]
         width = len(batch[-1].input_ids)
         # Padding stands at the end, where causal attention hides it from every token that is scored.
-        padded = [w.input_ids + [tokenizer.eos_token_id] * (width - len(w.input_ids)) for w in batch]
+        padded = [w.input_ids + [eos] * (width - len(w.input_ids)) for w in batch]
         logits = model(input_ids=torch.tensor(padded, device=model.device), use_cache=False).logits
         for window, row in zip(batch, logits, strict=True):
             length = len(window.targets)
@@ -91,6 +98,10 @@ def document_losses(
             losses[window.document] += functional.cross_entropy(row[kept].float(), targets, reduction="sum").item()
         progress.update(len(batch))
     progress.close()
+    if processes > 1:
+        total = torch.from_numpy(losses).to(model.device)
+        torch.distributed.all_reduce(total)
+        losses = total.cpu().numpy()
     return [(float(loss), len(row)) for loss, row in zip(losses, ids, strict=True)]
 
 
