@@ -121,6 +121,7 @@ def train_dpo(recipe: DPORecipe, training: DPOConfig) -> dict[str, Any] | None:
             print(
                 f"warning: length_normalized with beta {training.beta:g}: a token's reward is small, 2 to 10 are usual"
             )
+    resolved = resolved_yaml(recipe, training)  # TRL's trainer changes its settings
     trainer = PairTrainer(
         model=model,
         args=training,
@@ -132,7 +133,7 @@ def train_dpo(recipe: DPORecipe, training: DPOConfig) -> dict[str, Any] | None:
     )
     trainer.lengths = train["length"][:]
     if is_main():
-        write_text(run / "recipe.yaml", resolved_yaml(recipe, training))
+        write_text(run / "recipe.yaml", resolved)
     refuse_another_start(training.output_dir, trainer.reference.inputs, bool(checkpoint_to_resume(training)))
     trainer.add_callback(StartsAtReference(sigmoid_start(training)))
     trainer.add_callback(DisplacementWatch(training.output_dir, recipe.max_displacement))
@@ -173,7 +174,8 @@ def data_lengths(
     kept = length_bias(answer_lengths(train, ANSWERS))
     if not any(TOO_LONG in report.dropped for report in reports):
         return {"kept": kept, "all": kept}
-    every, _ = prepare_preferences(tokenizer, recipe.mixture, NO_LIMIT, recipe, training.seed)
+    with training.main_process_first():
+        every, _ = prepare_preferences(tokenizer, recipe.mixture, NO_LIMIT, recipe, training.seed)
     return {"kept": kept, "all": length_bias(answer_lengths(every, ANSWERS))}
 
 

@@ -170,6 +170,7 @@ def train_kto(recipe: KTORecipe, training: KTOConfig) -> dict[str, Any] | None:
         print(mixture_table(reports))
         if balanced["advice"]:
             print(f"warning: {balanced['advice']}")
+    resolved = resolved_yaml(recipe, training)  # TRL's trainer changes its settings
     trainer = LabelledTrainer(
         model=model,
         args=training,
@@ -180,7 +181,7 @@ def train_kto(recipe: KTORecipe, training: KTOConfig) -> dict[str, Any] | None:
         reference=Reference(folder, recipe.cache_dir),
     )
     if is_main():
-        write_text(run / "recipe.yaml", resolved_yaml(recipe, training))
+        write_text(run / "recipe.yaml", resolved)
     refuse_another_start(training.output_dir, trainer.reference.inputs, bool(checkpoint_to_resume(training)))
     same_weight = training.desirable_weight == training.undesirable_weight
     trainer.add_callback(StartsAtReference(0.5 * training.desirable_weight if same_weight else None))
