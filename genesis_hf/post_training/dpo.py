@@ -5,7 +5,6 @@ the cache, and the first step then has to show a margin of 0 and a loss of ln 2 
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer
 
-from genesis_hf.chat_lint import lint_chat
 from genesis_hf.config import DPORecipe, write_text
 from genesis_hf.conversations.encoding import TOO_LONG
 from genesis_hf.conversations.mixture import prepare_preferences
 from genesis_hf.conversations.report import SourceReport, mixture_table
 from genesis_hf.errors import UserError
-from genesis_hf.post_training.adapters import adapter_config, save_adapter
+from genesis_hf.post_training.adapters import adapter_config
 from genesis_hf.post_training.displacement import DisplacementWatch, displacement_summary
-from genesis_hf.post_training.models import load_model, resolve_together, save_final
 from genesis_hf.post_training.order import LengthGroupedMixin
+from genesis_hf.post_training.phase import finish, longest_row, open_chat_model, prepare_mixtures
 from genesis_hf.post_training.preference_figures import answer_lengths, compare_pairs, length_bias
 from genesis_hf.post_training.processes import LaunchedTrainer
 from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
@@ -34,10 +32,9 @@ from genesis_hf.post_training.reference import (
     refuse_another_start,
     sigmoid_start,
 )
-from genesis_hf.post_training.run import checkpoint_to_resume, finished_summary, run_training, write_summary
+from genesis_hf.post_training.run import checkpoint_to_resume, finished_summary, run_training
 from genesis_hf.post_training.sampled_lengths import sampled_lengths
-from genesis_hf.processes import barrier, is_main
-from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.processes import is_main
 
 DEFAULTS = {
     "learning_rate": 1e-6,
@@ -104,17 +101,9 @@ def train_dpo(recipe: DPORecipe, training: DPOConfig) -> dict[str, Any] | None:
         return {**summary, "already_finished": True}
     start = time.perf_counter()
     run = Path(training.output_dir)
-    folder = resolve_together(recipe.model, training)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder)
-    lint_chat(tokenizer, model.config, model.generation_config)
-    context = model.config.max_position_embeddings
-    max_length = min(training.max_length or context, context)
-    with training.main_process_first():
-        train, reports = prepare_preferences(tokenizer, recipe.mixture, max_length, recipe, training.seed)
-        held_out = None
-        if recipe.eval_mixture:
-            held_out, _ = prepare_preferences(tokenizer, recipe.eval_mixture, max_length, recipe, training.seed)
+    folder, model, tokenizer = open_chat_model(recipe.model, training)
+    max_length = longest_row(model, training)
+    train, held_out, reports = prepare_mixtures(prepare_preferences, tokenizer, recipe, training, max_length)
     if is_main():
         print(mixture_table(reports))
         if recipe.length_normalized and training.beta < 1:
@@ -141,26 +130,14 @@ def train_dpo(recipe: DPORecipe, training: DPOConfig) -> dict[str, Any] | None:
     if not run_training(trainer, training):
         return None
     history = trainer.state.log_history
-    summary = {
-        "phase": "dpo",
-        "model": recipe.model,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "seconds": round(time.perf_counter() - start, 1),
-        "mixture": [asdict(report) for report in reports],
+    figures = {
         "lengths": data_lengths(recipe, training, tokenizer, train, reports),
         "first_step": first_step_figures(history),
         "displacement": displacement_summary(history, training.beta, recipe.max_displacement),
         "sampled": lengths and lengths.summary(),
         "held_out": held_out and held_out_figures(trainer),
     }
-    if recipe.use_peft:
-        save_adapter(trainer, tokenizer, run / "adapter")
-    save_final(trainer, tokenizer, run / "final")
-    if is_main():
-        write_summary(run, summary)
-    barrier()
-    return {**summary, "already_finished": False}
+    return finish("dpo", trainer, recipe, tokenizer, reports, start, figures)
 
 
 def data_lengths(

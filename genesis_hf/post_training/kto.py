@@ -4,7 +4,6 @@ As in DPO the reference is the starting policy, and the first step has to show i
 """
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import numpy as np
 from datasets import Dataset
 from trl import KTOConfig, KTOTrainer
 
-from genesis_hf.chat_lint import lint_chat
 from genesis_hf.config import KTORecipe, write_text
 from genesis_hf.conversations.mixture import prepare_labelled
 from genesis_hf.conversations.report import mixture_table
 from genesis_hf.errors import UserError
-from genesis_hf.post_training.adapters import adapter_config, save_adapter
-from genesis_hf.post_training.models import load_model, resolve_together, save_final
+from genesis_hf.post_training.adapters import adapter_config
 from genesis_hf.post_training.order import LengthGroupedMixin, LengthGroupedOrder
+from genesis_hf.post_training.phase import finish, longest_row, open_chat_model, prepare_mixtures
 from genesis_hf.post_training.preference_figures import answer_lengths, compare_labelled
 from genesis_hf.post_training.processes import LaunchedTrainer
 from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
@@ -30,10 +28,9 @@ from genesis_hf.post_training.reference import (
     first_step_figures,
     refuse_another_start,
 )
-from genesis_hf.post_training.run import checkpoint_to_resume, finished_summary, run_training, write_summary
+from genesis_hf.post_training.run import checkpoint_to_resume, finished_summary, run_training
 from genesis_hf.post_training.sampled_lengths import sampled_lengths
-from genesis_hf.processes import barrier, is_main
-from genesis_hf.tokenizer import load_tokenizer
+from genesis_hf.processes import is_main
 
 DEFAULTS = {
     "learning_rate": 1e-6,
@@ -152,18 +149,11 @@ def train_kto(recipe: KTORecipe, training: KTOConfig) -> dict[str, Any] | None:
         return {**summary, "already_finished": True}
     start = time.perf_counter()
     run = Path(training.output_dir)
-    folder = resolve_together(recipe.model, training)
-    model = load_model(folder)
-    tokenizer = load_tokenizer(folder)
-    lint_chat(tokenizer, model.config, model.generation_config)
-    context = model.config.max_position_embeddings
-    max_length = min(training.max_length or context, context)
-    with training.main_process_first():
-        train, reports = prepare_labelled(tokenizer, recipe.mixture, max_length, recipe, training.seed)
-        held_out = None
-        if recipe.eval_mixture:
-            held_out, _ = prepare_labelled(tokenizer, recipe.eval_mixture, max_length, recipe, training.seed)
-            held_out = with_mismatched_answers(held_out, training.per_device_eval_batch_size)
+    folder, model, tokenizer = open_chat_model(recipe.model, training)
+    max_length = longest_row(model, training)
+    train, held_out, reports = prepare_mixtures(prepare_labelled, tokenizer, recipe, training, max_length)
+    if held_out:
+        held_out = with_mismatched_answers(held_out, training.per_device_eval_batch_size)
     train = with_mismatched_answers(in_training_order(train, training), training.per_device_train_batch_size)
     balanced = balance(train["label"], training)
     if is_main():
@@ -188,25 +178,13 @@ def train_kto(recipe: KTORecipe, training: KTOConfig) -> dict[str, Any] | None:
     lengths = sampled_lengths(trainer, recipe, tokenizer)
     if not run_training(trainer, training):
         return None
-    summary = {
-        "phase": "kto",
-        "model": recipe.model,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "seconds": round(time.perf_counter() - start, 1),
-        "mixture": [asdict(report) for report in reports],
+    figures = {
         "balance": balanced,
         "first_step": first_step_figures(trainer.state.log_history),
         "sampled": lengths and lengths.summary(),
         "held_out": held_out and held_out_figures(trainer),
     }
-    if recipe.use_peft:
-        save_adapter(trainer, tokenizer, run / "adapter")
-    save_final(trainer, tokenizer, run / "final")
-    if is_main():
-        write_summary(run, summary)
-    barrier()
-    return {**summary, "already_finished": False}
+    return finish("kto", trainer, recipe, tokenizer, reports, start, figures)
 
 
 def held_out_figures(trainer: LabelledTrainer) -> dict[str, Any]:

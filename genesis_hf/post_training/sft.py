@@ -1,7 +1,6 @@
 """Supervised fine-tuning: conversations, trained on what the assistant says, through TRL's SFTTrainer."""
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from genesis_hf.conversations.mixture import prepare_conversations
 from genesis_hf.conversations.packing import PackedConversations
 from genesis_hf.conversations.report import mixture_table
 from genesis_hf.errors import UserError
-from genesis_hf.post_training.adapters import adapter_config, save_adapter
+from genesis_hf.post_training.adapters import adapter_config
 from genesis_hf.post_training.conversation_trainer import ConversationTrainer, answer_loss
-from genesis_hf.post_training.models import load_model, resolve_together, save_final
+from genesis_hf.post_training.models import load_model, resolve_together
+from genesis_hf.post_training.phase import finish, longest_row, prepare_mixtures
 from genesis_hf.post_training.recipe import parse_training_recipe, resolved_yaml
-from genesis_hf.post_training.run import finished_summary, run_training, write_summary
+from genesis_hf.post_training.run import finished_summary, run_training
 from genesis_hf.post_training.samples import AnswerSamples
-from genesis_hf.processes import barrier, is_main
+from genesis_hf.processes import is_main
 from genesis_hf.tokenizer import load_tokenizer
 from genesis_hf.training.metrics import read_metrics
 
@@ -101,13 +101,8 @@ def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
     prepare_for_chat(model, tokenizer, recipe.chat_format)
     lint_chat(tokenizer, model.config, model.generation_config)
 
-    context = model.config.max_position_embeddings
-    max_length = min(training.max_length or context, context)
-    with training.main_process_first():
-        train, reports = prepare_conversations(tokenizer, recipe.mixture, max_length, recipe, training.seed)
-        held_out = None
-        if recipe.eval_mixture:
-            held_out, _ = prepare_conversations(tokenizer, recipe.eval_mixture, max_length, recipe, training.seed)
+    max_length = longest_row(model, training)
+    train, held_out, reports = prepare_mixtures(prepare_conversations, tokenizer, recipe, training, max_length)
     packed = PackedConversations(train, max_length) if training.packing else None
     if is_main():
         print(mixture_table(reports))
@@ -132,23 +127,11 @@ def train_sft(recipe: SFTRecipe, training: SFTConfig) -> dict[str, Any] | None:
         write_text(run / "recipe.yaml", resolved)
     if not run_training(trainer, training):
         return None
-    summary = {
-        "phase": "sft",
-        "model": recipe.model,
+    figures = {
         "chat_format": recipe.chat_format,
-        "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
-        "seconds": round(time.perf_counter() - start, 1),
-        "mixture": [asdict(report) for report in reports],
         "held_out": {"before": start_loss(run), "after": answer_loss(trainer, held_out)} if held_out else None,
     }
-    if recipe.use_peft:
-        save_adapter(trainer, tokenizer, run / "adapter")
-    save_final(trainer, tokenizer, run / "final")
-    if is_main():
-        write_summary(run, summary)
-    barrier()
-    return {**summary, "already_finished": False}
+    return finish("sft", trainer, recipe, tokenizer, reports, start, figures)
 
 
 def start_loss(run: Path) -> dict[str, float]:
