@@ -1,0 +1,1 @@
+"""Who answers: one small interface (`base`), and those behind it."""
