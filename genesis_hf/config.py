@@ -775,8 +775,8 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
         value = from_text(value)
         if not isinstance(value, dict):
             raise UserError(f"{where} must be a mapping, not {value!r}")
-        item = arguments[1] if arguments else Any
-        return {k: coerce(v, item, f"{where}.{k}") for k, v in value.items()}
+        key, item = arguments or (Any, Any)
+        return {coerce(k, key, where): coerce(v, item, f"{where}.{k}") for k, v in value.items()}
     if kind in (bool, int, float, str):
         return coerce_scalar(value, kind, where)
     if isinstance(kind, type) and issubclass(kind, Enum):
