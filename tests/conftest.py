@@ -8,11 +8,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import functools
 import json
 import random
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -41,8 +43,39 @@ def conversation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 def run_script(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """`python scripts/…` as a user calls it."""
-    return run_command([sys.executable, *arguments], check, environment)
+    """`python scripts/…` as a user calls it; libraries are imported once for all calls in one environment."""
+    if environment or warm_environment() != WARM_ENVIRONMENT or not str(arguments[0]).startswith("scripts/"):
+        return run_command([sys.executable, *arguments], check, environment)
+    return checked(run_warm([str(word) for word in arguments]), check)
+
+
+def warm_environment() -> dict[str, str]:
+    """What libraries may have read when they were imported."""
+    return {key: value for key, value in os.environ.items() if key not in ("PYTEST_CURRENT_TEST", "GENESIS_HF_CACHE")}
+
+
+WARM_ENVIRONMENT = warm_environment()
+
+
+@functools.cache
+def warm_python() -> subprocess.Popen:
+    """One for a worker of the suite; it ends with the worker, when its stdin is closed."""
+    command = [sys.executable, ROOT / "tests" / "warm_python.py"]
+    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def run_warm(arguments: list[str]) -> subprocess.CompletedProcess:
+    python = warm_python()
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: os.path.join(folder, name) for name in ("stdout", "stderr")}
+        print(
+            json.dumps({"arguments": arguments, "environment": dict(os.environ), **files}),
+            file=python.stdin,
+            flush=True,
+        )
+        code = int(python.stdout.readline())
+        written = {name: Path(path).read_text() for name, path in files.items()}
+    return subprocess.CompletedProcess(arguments, code, **written)
 
 
 def launch(
@@ -59,6 +92,10 @@ def run_command(command: list, check: bool, environment: dict[str, str]) -> subp
     result = subprocess.run(
         [str(word) for word in command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
     )
+    return checked(result, check)
+
+
+def checked(result: subprocess.CompletedProcess, check: bool) -> subprocess.CompletedProcess:
     if check and result.returncode:
         raise AssertionError(f"exit code {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result
