@@ -203,7 +203,9 @@ class PretrainRecipe:
     keep_steps: list[int] = setting([], "milestones: a checkpoint is saved at each of these steps and never deleted")
     save_async: bool = setting(True, "write checkpoints while training goes on; costs their size in memory")
     save_copy_dir: str | None = setting(None, "a second folder (another disk) that each checkpoint is copied to")
-    push_to_hub: bool = setting(False, "upload each checkpoint in the background, a branch of its own")
+    push_to_hub: bool = setting(
+        False, "upload each checkpoint in the background, a branch of its own, and the model at the end"
+    )
     hub_model_id: str | None = setting(None, "owner/name of the Hub repository")
     hub_private_repo: bool = setting(True, "make the Hub repository a private one")
     eval_steps: int | None = setting(None, "steps between held-out evaluations; null: at the end only")
@@ -262,8 +264,8 @@ class PretrainRecipe:
                 f"extended_at {self.extended_at}: steps must rise, stay below max_steps ({self.max_steps}) and lie "
                 f"more than warmup_steps ({self.warmup_steps}) apart"
             )
-        if self.push_to_hub and not self.hub_model_id:
-            raise UserError("push_to_hub needs hub_model_id (owner/name)")
+        if self.push_to_hub:
+            check_repository(self.hub_model_id)
         if self.anneal_at is not None:
             check_positive(self, "anneal_steps")
             if not self.warmup_steps <= self.anneal_at < self.max_steps:
@@ -324,6 +326,41 @@ class ExportRecipe:
     overwrite: bool = setting(False, "replace another export in output_dir")
     env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
     dry_run: bool = setting(False, "print the resolved recipe and touch nothing")
+
+
+@dataclass
+class PublishRecipe:
+    """`scripts/push_to_hub.py`"""
+
+    model: str = setting(help="a run directory, checkpoint, exported folder, or the final folder of SFT, DPO or KTO")
+    hub_model_id: str = setting(help="owner/name of the Hub repository")
+    revision: str | None = setting(None, "branch to publish to; null: the step of the checkpoint, else main alone")
+    tag: str | None = setting(None, "name of a release, such as v1.0, for what is published now")
+    hub_private_repo: bool = setting(True, "make the repository a private one; a public one is then refused")
+    include_checkpoint: bool = setting(False, "also upload the training checkpoint, for scripts/pull_checkpoint.py")
+    evaluation: str | None = setting(None, "evaluation.json, or its folder, for the card; null: the one in the model's")
+    dtype: Literal["float32", "bfloat16"] = setting("float32", "of the weights, where a checkpoint is exported first")
+    license: str | None = setting(None, "for the card: a license by its name on the Hub, such as apache-2.0")
+    language: list[str] = setting([], "for the card: languages of the text, such as en, de")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and what would be uploaded; touch nothing")
+
+    def __post_init__(self) -> None:
+        check_repository(self.hub_model_id)
+
+
+@dataclass
+class PullRecipe:
+    """`scripts/pull_checkpoint.py`"""
+
+    hub_model_id: str = setting(help="owner/name of the Hub repository")
+    output_dir: str = setting(help="the run directory to make, or to bring a newer checkpoint into")
+    revision: str = setting("newest", "a checkpoint's branch, such as step-040000, or newest")
+    env: dict[str, str] = setting({}, "environment variables to set before anything is imported")
+    dry_run: bool = setting(False, "print the resolved recipe and what would be downloaded; touch nothing")
+
+    def __post_init__(self) -> None:
+        check_repository(self.hub_model_id)
 
 
 @dataclass
@@ -620,6 +657,12 @@ class CompareAnswersRecipe:
             raise UserError(f"output_file {self.output_file}: its name must end with .md, .html or .json")
         if self.plot_file and not self.plot_file.endswith((".png", ".svg", ".pdf")):
             raise UserError(f"plot_file {self.plot_file}: its name must end with .png, .svg or .pdf")
+
+
+def check_repository(name: str | None) -> None:
+    """Raise `UserError` unless this is the form of a Hub repository's name."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name or ""):
+        raise UserError(f"hub_model_id must have the form owner/name, not {name!r}")
 
 
 def check_positive(recipe: Any, name: str) -> None:

@@ -6,8 +6,11 @@ accelerate launch --config_file accelerate_configs/fsdp2_2gpu.yaml scripts/pretr
 
 import _env  # noqa: F401
 
+from genesis_hf.checkpoint.folders import read_trainer_state
 from genesis_hf.config import PretrainRecipe, parse_recipe, recipe_yaml
 from genesis_hf.errors import report_user_errors
+from genesis_hf.processes import is_main
+from genesis_hf.publishing.publish import publish_finished_run
 from genesis_hf.training.plan import plan
 from genesis_hf.training.pretrain import pretrain
 
@@ -18,7 +21,9 @@ def main() -> None:
         print(recipe_yaml(recipe))
         print(plan(recipe))
         return
-    pretrain(recipe)
+    checkpoint = pretrain(recipe)
+    if recipe.push_to_hub and is_main() and read_trainer_state(checkpoint)["step"] >= recipe.last_step:
+        publish_finished_run(checkpoint, recipe.hub_model_id, recipe.hub_private_repo)
 
 
 if __name__ == "__main__":

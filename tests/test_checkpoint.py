@@ -631,10 +631,12 @@ def test_upload_to_a_branch_of_its_own(finished: Path, tmp_path: Path) -> None:
         environment = {**hub.environment(tmp_path), "HF_TOKEN": "hf_secret"}
         result = run_script("-c", program, folder, **environment)
     assert "hf_secret" not in result.stdout + result.stderr
-    assert hub.tokens == {"Bearer hf_secret"}
-    assert hub.private == {"someone/model": True}
+    assert hub.repositories["someone/model"].private
+    uploaded = hub.files("someone/model", "step-000002")
     files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert hub.branches["someone/model"] == {"main": {}, "step_000000002": files}
+    assert {path: uploaded[f"checkpoint/{path}"] for path in files} == files
+    assert set(uploaded) - {f"checkpoint/{path}" for path in files} == {".gitattributes", "run/recipe.yaml"}
+    assert set(hub.files("someone/model")) == {".gitattributes"}
 
 
 @pytest.mark.parametrize("missing", ["server", "token"])
@@ -642,6 +644,8 @@ def test_an_upload_that_fails_is_one_warning(tmp_path: Path, monkeypatch, capfd,
     monkeypatch.setenv("HF_TOKEN", "hf_secret" if missing == "server" else "")
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr("genesis_hf.publishing.repository.pause", lambda _: None)
     training = Training(tmp_path / "run", push_to_hub=True, hub_model_id="someone/model")
     checkpoints = Checkpointer(training.recipe, training.model, training.optimizers, training.tokenizer)
     training.step()
@@ -650,7 +654,8 @@ def test_an_upload_that_fails_is_one_warning(tmp_path: Path, monkeypatch, capfd,
     assert verify_checkpoint(checkpoint_folder(tmp_path / "run", 1)) == []
     printed = capfd.readouterr()
     assert printed.out.count("WARNING: upload of step_000000001 failed") == 1
-    assert ("HF_TOKEN is not set" in printed.out) == (missing == "token")
+    assert ("no token for the Hub" in printed.out) == (missing == "token")
+    assert "Later: python scripts/push_to_hub.py --model" in printed.out
     assert "hf_secret" not in printed.out + printed.err
     assert "Traceback" not in printed.err
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from genesis_hf.errors import UserError
+
 PATIENCE = 10.0
 """Seconds until a wait is worth a word."""
 
@@ -63,7 +65,8 @@ class Delivery:
                 self._deliver(folder)
             except Exception as error:
                 words = str(error).strip().split("\n")[0]
-                tqdm.write(f"WARNING: {self.aim} of {folder.name} failed ({type(error).__name__}: {words})")
+                kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+                tqdm.write(f"WARNING: {self.aim} of {folder.name} failed ({kind}{words})")
 
 
 def join(thread: threading.Thread, line: str, speaks: bool = True) -> None:

@@ -15,6 +15,7 @@ from genesis_hf.post_training.adapters import save_adapter
 from genesis_hf.post_training.models import load_model, resolve_together, save_final
 from genesis_hf.post_training.run import write_summary
 from genesis_hf.processes import barrier, is_main
+from genesis_hf.publishing.publish import publish_finished_run
 from genesis_hf.tokenizer import load_tokenizer
 
 Prepare = Callable[..., tuple[Dataset, list[SourceReport]]]
@@ -62,6 +63,8 @@ def finish(
 ) -> dict[str, Any]:
     """Write the adapter, the plain model and summary.json, which marks the run as finished; every process calls it.
 
+    With `push_to_hub` the model is published then.
+
     Args:
         start: `time.perf_counter()` when the phase began.
         figures: the phase's own part of the summary.
@@ -82,4 +85,6 @@ def finish(
     if is_main():
         write_summary(run, summary)
     barrier()
+    if trainer.args.push_to_hub and is_main():
+        publish_finished_run(run / "final", trainer.args.hub_model_id, trainer.args.hub_private_repo)
     return {**summary, "already_finished": False}

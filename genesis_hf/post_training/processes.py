@@ -67,6 +67,9 @@ class LaunchedTrainer:
             arguments["fsdp_plugin"] = fsdp_plugin(self.args.mixed_precision, self.args.use_cpu)
         return arguments
 
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Nothing: the finished model is published by `phase.finish`, and a run doesn't need the network before."""
+
     def refuse_other_precision(self) -> None:
         """Raise unless the weights that are trained are fp32, whatever is computed in."""
         wrong = {str(p.dtype) for p in self.model.parameters() if p.requires_grad} - {"torch.float32"}
@@ -118,8 +121,6 @@ class LaunchedTrainer:
                 shutil.rmtree(partial, ignore_errors=True)
             barrier()
             raise UserError(f"{folder} could not be written: {error}") from None
-        if self.args.push_to_hub:
-            self._push_from_checkpoint(str(folder))
 
     def _write_parts(self, partial: Path) -> None:
         self.save_model(str(partial), _internal_call=True)

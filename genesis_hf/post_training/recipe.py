@@ -9,7 +9,7 @@ import torch
 import yaml
 from transformers import TrainingArguments
 
-from genesis_hf.config import parse_recipe, recipe_dict
+from genesis_hf.config import SECRET, check_repository, parse_recipe, recipe_dict
 from genesis_hf.errors import UserError
 from genesis_hf.training.distributed import use_bf16
 
@@ -52,8 +52,21 @@ def parse_training_recipe(kind: type, arguments: type, defaults: dict[str, Any],
         raise UserError(f"recipe: {' '.join(str(error).split())}") from None
     if training.output_dir in (None, "", "trainer_output"):
         raise UserError("recipe: `output_dir` is missing (the run directory)")
+    refuse_hub_settings(training)
     training.report_to = [tracker for tracker in training.report_to if tracker]  # `none` is read as null
     return recipe, training
+
+
+def refuse_hub_settings(training: TrainingArguments) -> None:
+    """Raise `UserError` for a token in a recipe, which is written down, and for what `push_to_hub` doesn't do here."""
+    if training.hub_token is not None:
+        raise UserError("hub_token: a recipe is written down; set HF_TOKEN in the environment, or run `hf auth login`")
+    if training.push_to_hub:
+        check_repository(training.hub_model_id)
+    others = {f.name: f.default for f in fields(TrainingArguments)}
+    for key in ("hub_strategy", "hub_always_push", "hub_revision"):
+        if plain(getattr(training, key)) != plain(others[key]):
+            raise UserError(f"{key} is not supported: the finished model is published, checkpoints stay here")
 
 
 def resolved_recipe(recipe: Any, training: TrainingArguments) -> dict[str, Any]:
@@ -72,8 +85,10 @@ def plain(value: Any) -> Any:
 
 
 def resolved_yaml(recipe: Any, training: TrainingArguments) -> str:
-    """The resolved recipe as YAML text, which gives the same run again."""
-    return yaml.safe_dump(resolved_recipe(recipe, training), sort_keys=False, allow_unicode=True)
+    """The resolved recipe as YAML text, which gives the same run again; without secrets in `env`."""
+    values = resolved_recipe(recipe, training)
+    values["env"] = {key: "(not stored)" if SECRET.search(key) else value for key, value in values["env"].items()}
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
 def batch_plan(training: TrainingArguments, what: str) -> str:

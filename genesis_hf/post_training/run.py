@@ -28,7 +28,7 @@ FREE_KEYS = {
     *("env", "dry_run", "resume_from_checkpoint", "use_cpu", "report_to", "disable_tqdm", "logging_steps"),
     *("save_steps", "save_strategy", "save_total_limit", "eval_steps", "eval_strategy", "dataloader_num_workers"),
     *("sample_prompts", "sample_steps", "sample_num_examples", "sample_max_new_tokens", "cache_dir"),
-    *("per_device_eval_batch_size", "dataloader_pin_memory"),
+    *("per_device_eval_batch_size", "dataloader_pin_memory", "push_to_hub", "hub_model_id", "hub_private_repo"),
 }
 """Keys that may differ when a run is gone on with: they change nothing about what is learned."""
 
