@@ -1,6 +1,7 @@
 """The constitution: what answers are to be like, and what they are to be about."""
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,21 @@ from genesis_hf.errors import UserError
 from genesis_hf.files import hash_items
 
 SHARES_TOLERANCE = 1e-6
+
+FIELD = re.compile(r"\{\{|\}\}|\{(\w*)\}")
+"""Of a template: a field, or a brace written twice."""
+
+LANGUAGES = {
+    **{"ar": "Arabic", "bg": "Bulgarian", "bn": "Bengali", "ca": "Catalan", "cs": "Czech", "da": "Danish"},
+    **{"de": "German", "el": "Greek", "en": "English", "es": "Spanish", "et": "Estonian", "fa": "Persian"},
+    **{"fi": "Finnish", "fr": "French", "he": "Hebrew", "hi": "Hindi", "hr": "Croatian", "hu": "Hungarian"},
+    **{"id": "Indonesian", "it": "Italian", "ja": "Japanese", "ko": "Korean", "lt": "Lithuanian", "lv": "Latvian"},
+    **{"ms": "Malay", "nl": "Dutch", "no": "Norwegian", "pl": "Polish", "pt": "Portuguese", "ro": "Romanian"},
+    **{"ru": "Russian", "sk": "Slovak", "sl": "Slovenian", "sr": "Serbian", "sv": "Swedish", "sw": "Swahili"},
+    **{"ta": "Tamil", "te": "Telugu", "th": "Thai", "tr": "Turkish", "uk": "Ukrainian", "ur": "Urdu"},
+    **{"vi": "Vietnamese", "zh": "Chinese"},
+}
+"""What a model is told to write in, by ISO 639-1 code."""
 
 
 @dataclass
@@ -28,10 +44,11 @@ class Category:
 
     name: str = setting(help="what it is called in records and reports")
     share: float = setting(help="of all conversations; the shares of all categories add up to 1")
-    templates: list[str] = setting(help="first questions, with {topic} and {persona} in them as needed")
+    templates: list[str] = setting(help="first questions, in English, with {topic} and {persona} as needed")
     topics: list[str] = setting([], "what they are about; none: the constitution's topics")
     principles: list[str] = setting([], "names of those that matter here; none: all")
     thinking: float = setting(0.0, "share of its conversations whose answers think first, in <think> … </think>")
+    refusals: bool = setting(False, "answers may refuse, as they should where safety is the question")
 
     def __post_init__(self) -> None:
         if not self.templates:
@@ -73,11 +90,47 @@ class Constitution:
                     f"constitution: category {category.name!r} names the principle {unknown[0]!r}, which is none of "
                     f"{', '.join(sorted(known))}"
                 )
-            asked = " ".join(category.templates)
-            if "{topic}" in asked and not (category.topics or self.topics):
-                raise UserError(f"constitution: category {category.name!r} asks for {{topic}}, and there are no topics")
-            if "{persona}" in asked and not self.personas:
-                raise UserError(f"constitution: category {category.name!r} asks for {{persona}}, and there are none")
+            check_templates(self, category)
+        if unknown := sorted(set(self.languages) - set(LANGUAGES)):
+            raise UserError(
+                f"constitution: languages has {unknown[0]!r}, which is none of the ISO 639-1 codes known here: "
+                f"{', '.join(LANGUAGES)}"
+            )
+        check_distinct("topics", self.topics)
+        check_distinct("personas", self.personas)
+
+
+def check_templates(constitution: Constitution, category: Category) -> None:
+    """Raise `UserError` unless a category's templates are distinct and there is what their fields ask for."""
+    where = f"category {category.name!r}"
+    check_distinct(f"{where}: templates", category.templates)
+    check_distinct(f"{where}: topics", category.topics)
+    there = {"topic": category.topics or constitution.topics, "persona": constitution.personas}
+    for template in category.templates:
+        for name in fields_of(template):
+            if name not in there:
+                raise UserError(
+                    f"constitution: {where}: {{{name}}} in {template!r} is neither {{topic}} nor {{persona}}; "
+                    "a brace of its own is written twice"
+                )
+            if not there[name]:
+                raise UserError(f"constitution: {where} asks for {{{name}}}, and there are no {name}s")
+
+
+def fields_of(template: str) -> list[str]:
+    """The names in braces."""
+    return [match[1] for match in FIELD.finditer(template) if match[1] is not None]
+
+
+def check_distinct(key: str, texts: list[str]) -> None:
+    """Raise `UserError` where one is empty or there twice."""
+    seen = set()
+    for text in texts:
+        if not text.strip():
+            raise UserError(f"constitution: {key} has an empty text")
+        if text in seen:
+            raise UserError(f"constitution: {key} has {text!r} twice")
+        seen.add(text)
 
 
 def check_shares(key: str, shares: dict[Any, float]) -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from genesis_hf.chat import Message
+from genesis_hf.synthesis.recipe import ProviderSettings
 
 FinishReason = Literal["stop", "length", "other"]
 
@@ -15,8 +16,9 @@ class Request:
 
     messages: list[Message]
     max_tokens: int
-    temperature: float
-    top_p: float
+    temperature: float | None
+    """None: the provider's own, here and below"""
+    top_p: float | None
     seed: int | None = None
 
 
@@ -44,12 +46,14 @@ class ProviderUnusable(CallFailed):
 class Provider(ABC):
     """Answers requests, many at a time; keys come from the environment and go nowhere else."""
 
-    name: str
-    """what records call it"""
+    settings: ProviderSettings
 
     @abstractmethod
     async def complete(self, request: Request) -> Completion:
         """Answer, with retries and back-off where they can help.
+
+        An answer that can't be read, malformed JSON say, is an empty one with the finish reason `other`: it may have
+        been charged for.
 
         Raises:
             CallFailed: this one can't be answered.
