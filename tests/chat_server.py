@@ -84,7 +84,7 @@ class ChatServer:
         self.bodies: list[dict[str, Any]] = []
         self.answered: Counter[str] = Counter()
         self.keys: set[str] = set()
-        self.most_in_air = 0
+        self.most_in_air = self._in_air = 0
         self._asked: Counter[str] = Counter()
         self._failures: list[str] = []
         self._keep_bodies = keep_bodies
@@ -117,8 +117,8 @@ class ChatServer:
         self._failures = list(faults)
 
     def reset(self) -> None:
-        """Begin to count the calls in the air anew."""
-        self._in_air, self._area, self._count = 0, 0.0, 0
+        """Begin to count the calls in the air anew; those that are there now are among them."""
+        self._area, self._count = 0.0, 0
         self._began = self._moved = None
 
     def stats(self) -> dict[str, Any]:
