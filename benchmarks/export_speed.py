@@ -45,6 +45,9 @@ def main() -> None:
     checkpoint = settings.checkpoint or str(make_checkpoint(work))
     shutil.rmtree(work / "export", ignore_errors=True)
     command = [sys.executable, "scripts/export.py", "--checkpoint", checkpoint, "--output_dir", str(work / "export")]
+    files = make_text(None, 20, 0, str(work))["files"][:2]  # for as many questions as an export may ask
+    sources = [{"name": Path(file).name, "paths": [file]} for file in files]
+    command += ["--held_out_sources", json.dumps(sources)]
     started = time.monotonic()
     process = subprocess.Popen([*command, "--dtype", settings.dtype], stdout=subprocess.PIPE, text=True)
     peaks = Peaks(process.pid)

@@ -1,4 +1,4 @@
-"""Six programs that know nothing of this project read an export and continue 20 prompts as the live model does.
+"""Seven programs that know nothing of this project read an export and continue 20 prompts as the live model does.
 
     python benchmarks/readers_of_exports.py --work_dir runs/readers [--readers transformers_4,onnxruntime]
 
@@ -78,6 +78,27 @@ for prompt in json.load(open(prompts)):
 json.dump(new, open(texts, "w"))
 """
 
+GENAI = """
+import json, sys, onnxruntime, onnxruntime_genai
+folder, prompts, texts = sys.argv[1:]
+print(f"onnxruntime-genai {onnxruntime_genai.__version__}, onnxruntime {onnxruntime.__version__}")
+model = onnxruntime_genai.Model(f"{folder}/onnx")
+tokenizer = onnxruntime_genai.Tokenizer(model)
+stop = json.load(open(f"{folder}/generation_config.json"))["eos_token_id"]
+new = []
+for prompt in json.load(open(prompts)):
+    ids = tokenizer.encode(prompt)
+    settings = onnxruntime_genai.GeneratorParams(model)
+    settings.set_search_options(max_length=len(ids) + NEW)
+    generator = onnxruntime_genai.Generator(model, settings)
+    generator.append_tokens(ids)
+    while not generator.is_done():
+        generator.generate_next_token()
+    found = [int(token) for token in generator.get_sequence(0)[len(ids):]]
+    new.append(tokenizer.decode([token for token in found if token != stop]))
+json.dump(new, open(texts, "w"))
+"""
+
 LLAMA_CPP = """
 import json, sys, llama_cpp
 folder, prompts, texts = sys.argv[1:]
@@ -123,17 +144,21 @@ generation_kwargs: {until: [], max_gen_toks: NEW, do_sample: false}
 metric_list: [{metric: exact_match}]
 """
 
+READERS = (
+    *("transformers_5", "transformers_4", "lm_eval", "onnxruntime", "onnxruntime_genai", "transformers_js"),
+    "llama_cpp",
+)
+
 
 @dataclass
 class ReaderSettings:
     """`benchmarks/readers_of_exports.py`"""
 
     work_dir: str = setting("runs/readers", "folder for models and exports")
-    readers: list[str] = setting(
-        ["transformers_5", "transformers_4", "lm_eval", "onnxruntime", "transformers_js", "llama_cpp"]
-    )
+    readers: list[str] = setting(list(READERS))
     transformers_4: str = setting("runs/readers/hf4/bin/python", "Python with transformers 4.57")
     lm_eval: str = setting("runs/readers/hf4/bin/lm_eval", "the command")
+    onnxruntime_genai: str = setting("runs/readers/genai/bin/python", "Python with onnxruntime-genai")
     node_folder: str = setting("runs/readers/node", "folder with node_modules/@huggingface/transformers")
     steps: int = setting(300, "of training for each model")
     seed: int = 0
@@ -250,8 +275,8 @@ def read(reader: str, settings: ReaderSettings, folder: Path, prompts: Path, scr
         write_text(program, filled(TRANSFORMERS_JS))
         command = ["node", program]
     else:
-        programs = {"onnxruntime": ONNX, "llama_cpp": LLAMA_CPP}
-        python = settings.transformers_4 if reader == "transformers_4" else sys.executable
+        programs = {"onnxruntime": ONNX, "onnxruntime_genai": GENAI, "llama_cpp": LLAMA_CPP}
+        python = getattr(settings, reader, sys.executable)
         command = [python, "-I", "-c", filled(programs.get(reader, TRANSFORMERS))]
     output = run([*command, folder, prompts, texts], scratch)
     return output.splitlines()[0], json.loads(texts.read_text(encoding="utf-8"))

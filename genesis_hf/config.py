@@ -310,7 +310,7 @@ class InspectDataRecipe:
 class ExportRecipe:
     """`scripts/export.py`"""
 
-    checkpoint: str = setting(help="a checkpoint's folder, or a run directory (its newest checkpoint)")
+    checkpoint: str = setting(help="a checkpoint, a run directory (its newest, or final/), or a Llama folder")
     output_dir: str = setting(help="folder to write the model to")
     formats: list[Literal["llama", "onnx", "gguf", "pt"]] = setting(["llama"], "what to write")
     dtype: Literal["float32", "bfloat16"] = setting(

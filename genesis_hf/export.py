@@ -7,26 +7,28 @@ made from it. All is put in place only after fresh processes have read every fil
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedModel
+from safetensors import SafetensorError
 
 from genesis_hf.chat_lint import lint_folder, trains
 from genesis_hf.checkpoint.folders import find_checkpoint
-from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.exporting.causes import find_causes
 from genesis_hf.exporting.formats import Written, check_formats, drop_llama, judge, write_formats
+from genesis_hf.exporting.live import LiveModel, freed_memory_returned, return_small_memory
 from genesis_hf.exporting.llama import DTYPES as DTYPES
-from genesis_hf.exporting.llama import check_tokenizer_fits, cut_vocabulary, round_weights, write_llama_folder
+from genesis_hf.exporting.llama import check_tokenizer_fits, write_llama_folder
 from genesis_hf.exporting.llama import speak_transformers_4 as speak_transformers_4
-from genesis_hf.files import file_sha256, folder_sha256, read_json
-from genesis_hf.parity import Answers, Questions, differences, make_questions, probe, probe_in_fresh_process
+from genesis_hf.exporting.source import find_source, holds_llama
+from genesis_hf.files import read_json
+from genesis_hf.parity import Answers, Questions, logit_differences, make_questions, probe, probe_in_fresh_process
 from genesis_hf.tokenizer import NASTY_CORPUS, load_tokenizer
 
 REPORT = "parity.json"
@@ -36,6 +38,7 @@ MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json"
 """What a model's folder is read for; what is downloaded of one on the Hub."""
 
 
+@freed_memory_returned()
 def export_checkpoint(
     checkpoint: str | Path,
     output_dir: str | Path,
@@ -51,7 +54,7 @@ def export_checkpoint(
     """Write a checkpoint in the formats asked for, compare every file with the live model and put all in place.
 
     Args:
-        checkpoint: a checkpoint's folder of any world size, or a run directory.
+        checkpoint: a checkpoint's folder of any world size, a run directory, or a plain Llama folder.
         output_dir: the folder to make.
         dtype: of the weights, `float32` or `bfloat16`; the other formats are made from weights so rounded.
         formats: what to write, of `genesis_hf.exporting.formats.FORMATS`; config and tokenizer always are.
@@ -70,66 +73,56 @@ def export_checkpoint(
             use; an export that does not compute what the live model computes (nothing is then left in `output_dir`).
     """
     check_formats(list(formats), llama_cpp)
-    checkpoint, output_dir = find_checkpoint(Path(checkpoint)), Path(output_dir)
-    tokenizer_dir = Path(tokenizer or checkpoint / "tokenizer")
-    source = {
-        "checkpoint_sha256": file_sha256(checkpoint / "manifest.json"),  # which holds those of all its files
-        "tokenizer_sha256": folder_sha256(tokenizer_dir),
-        "dtype": dtype,
-        "formats": list(formats),
-        "vocabulary": vocabulary,
-    }
-    standing = standing_export(output_dir, source, overwrite)
+    source, output_dir = find_source(checkpoint, tokenizer), Path(output_dir)
+    if output_dir.resolve() == source.folder.resolve():
+        raise UserError(f"output_dir {output_dir} is what is to be exported; name another folder")
+    stamp = {**source.hashes(), "dtype": dtype, "formats": list(formats), "vocabulary": vocabulary}
+    standing = standing_export(output_dir, stamp, overwrite)
     if standing:
         return {**standing, "already_exported": True}
 
-    model, fast = load_model(checkpoint), load_tokenizer(str(tokenizer_dir))
-    rows = model.config.vocab_size
-    check_tokenizer_fits(fast, rows, tokenizer_dir)
+    live, fast = source.live(), load_tokenizer(str(source.tokenizer))
+    rows = live.config.vocab_size
+    check_tokenizer_fits(fast, rows, source.tokenizer)
     kept = max(fast.get_vocab().values()) + 1 if vocabulary == "cut" else rows
-    questions = make_questions(fast, kept, model.config.max_position_embeddings, NASTY_CORPUS, held_out)
-    live = expected = probe(model, fast, questions)
-
-    def exported_model(model: PreTrainedModel) -> PreTrainedModel:
-        if kept < rows:
-            cut_vocabulary(model, kept)
-        if dtype != "float32":
-            round_weights(model, DTYPES[dtype])
-        return model
-
-    model = exported_model(model)
-    if dtype != "float32":
-        expected = probe(model, fast, questions)
+    questions = make_questions(fast, kept, live.config.max_position_embeddings, NASTY_CORPUS, held_out)
+    rounded = live.rounded(DTYPES[dtype])
+    exported = rounded.cut(kept) if kept < rows else rounded
 
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     temporary = output_dir.with_name(f".{output_dir.name}.exporting")
-    shutil.rmtree(temporary, ignore_errors=True)
+    spill = output_dir.with_name(f".{output_dir.name}.live")
+    clear(temporary, spill)
     try:
-        write_llama_folder(model, fast, temporary, DTYPES[dtype], max_shard_size)
+        write_llama_folder(exported, fast, temporary, DTYPES[dtype], max_shard_size, source.generation_config())
         if trains(fast):  # a chat model; a base model may carry a template that nothing was trained with
             lint_folder(temporary)
-        del model  # so that the other processes have the memory
-        compared = {}
-        for file in write_formats(temporary, list(formats), llama_cpp):
-            compared[file.name] = compare_with(
-                expected, questions, file, temporary, lambda: exported_model(load_model(checkpoint))
-            )
-        if "llama" not in formats:
-            drop_llama(temporary)
+        expected = probe(rounded.spilled(spill).computing(), fast, questions)
         report = {
-            "checkpoint": checkpoint.name,
-            **source,
-            "training": training_figures(checkpoint),
+            "checkpoint": source.folder.name,
+            **stamp,
+            "training": source.training(),
             "held_out_text": bool(held_out),
             "vocabulary_rows": {"model": rows, "exported": kept},
-            "formats_compared": compared,
+            "formats_compared": {},
         }
         if dtype != "float32":
-            report["rounding"] = rounding_report(live, expected, dtype)
+            unrounded = probe(live.computing(), fast, replace(questions, prompts=[], texts=[]))
+            report["rounding"] = rounding_report(unrounded, expected, dtype)
+            del unrounded
+        clear(spill)
+        return_small_memory()  # the processes that follow may need it
+        compared = report["formats_compared"]
+        for file in write_formats(temporary, list(formats), llama_cpp):
+            compared[file.name] = compare_with(expected, questions, file, temporary, exported, compared)
+        if "llama" not in formats:
+            drop_llama(temporary)
         write_text(temporary / REPORT, json.dumps(report, indent=2, ensure_ascii=False) + "\n")
         put_in_place(temporary, output_dir)
+    except SafetensorError as error:  # no OSError, whatever the disk said
+        raise UserError(f"{output_dir.parent}: {error}; nothing was exported") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        clear(temporary, spill)
     return {**report, "already_exported": False}
 
 
@@ -139,13 +132,14 @@ def export_checkpoint(
 
 
 def compare_with(
-    expected: Answers, questions: Questions, file: Written, folder: Path, live: Callable[[], PreTrainedModel]
+    expected: Answers, questions: Questions, file: Written, folder: Path, live: LiveModel, judged: dict
 ) -> dict[str, Any]:
     """Figures of an exported file in a fresh process against the live answers.
 
     Args:
         folder: the Llama folder that the file was made from, or is.
-        live: the model that gave `expected`, loaded again to look for the cause of a difference.
+        live: the model that gave `expected`, to look for the cause of a difference.
+        judged: figures of the files that were compared before.
 
     Raises:
         UserError: they disagree, or the file can't be read; the likely cause is named.
@@ -153,32 +147,24 @@ def compare_with(
     found = None
     try:
         found, versions = probe_in_fresh_process(file.path, questions, file.kind)
-        figures, wrong = judge(file.name, expected, found)
+        figures, wrong = judge(file.name, expected, found, judged)
         wrong = wrong and [f"does not compute what the live model computes: {'; '.join(wrong)}"]
     except RuntimeError as error:
         wrong = [f"can't be read back: {error}"]
     if wrong:
-        cause = find_causes(live(), questions, expected, found, folder if file.kind == "llama" else None)
+        cause = find_causes(live, questions, expected, found, folder if file.kind == "llama" else None)
         raise UserError(f"the export ({file.name}) {wrong[0]}; likely cause: {cause}; it was not put in place")
     return {**figures, "agrees": True, "read_by": versions, "compute_dtype": "float32"}
 
 
 def rounding_report(live: Answers, rounded: Answers, dtype: str) -> dict[str, Any]:
     """What rounding the weights alone changes, against the fp32 model: information, nothing is refused for it."""
-    figures = differences(live, rounded)
     return {
         "what": f"fp32 weights against the same rounded to {dtype}, both computed in fp32; no bound is set",
-        "max_logit_difference": figures["max_logit_difference"],
-        "top1_agreement": figures["top1_agreement"],
+        **logit_differences(live, rounded),
         "loss_float32": live.loss,
         f"loss_{dtype}": rounded.loss,
     }
-
-
-def training_figures(checkpoint: Path) -> dict[str, Any]:
-    """What training recorded at this step, where it is known: losses in nats per token, held-out bits per byte."""
-    state = read_json(checkpoint / "trainer_state.json")
-    return {key: state[key] for key in ("step", "tokens_seen", "loss", "held_out") if key in state}
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -208,14 +194,19 @@ def standing_export(output_dir: Path, source: dict[str, Any], overwrite: bool) -
     return None
 
 
+def clear(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def put_in_place(temporary: Path, output_dir: Path) -> None:
     """Rename a finished folder to its name; an older one is moved aside first and then removed."""
     old = output_dir.with_name(f".{output_dir.name}.replaced")
-    shutil.rmtree(old, ignore_errors=True)
+    clear(old)
     if output_dir.exists():
         output_dir.rename(old)
     temporary.rename(output_dir)
-    shutil.rmtree(old, ignore_errors=True)
+    clear(old)
 
 
 def resolve_model(name: str) -> Path:
@@ -228,7 +219,7 @@ def resolve_model(name: str) -> Path:
     """
     path = Path(name)
     for folder in (path, path / "final"):
-        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+        if holds_llama(folder):
             return folder
     if path.exists():
         checkpoint = find_checkpoint(path)

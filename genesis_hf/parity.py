@@ -18,6 +18,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from genesis_hf.exporting import reading
+from genesis_hf.exporting.live import RETURNED_FROM
 from genesis_hf.exporting.reading import MAX_NEW_TOKENS as MAX_NEW_TOKENS
 from genesis_hf.exporting.reading import Answers, Questions, TransformersReader, answer
 
@@ -88,7 +89,12 @@ def probe_in_fresh_process(path: Path, questions: Questions, kind: str = "llama"
         asked.write_text(json.dumps(asdict(questions)), encoding="utf-8")
         # -I: neither the current folder nor PYTHONPATH is searched, so our package is not simply found.
         program = [sys.executable, "-I", reading.__file__, kind, str(path.resolve()), str(asked), str(answered)]
-        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MALLOC_MMAP_THRESHOLD_": str(RETURNED_FROM),
+        }
         done = subprocess.run(program, cwd=temporary, env=environment, capture_output=True, text=True)
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -102,14 +108,11 @@ def probe_in_fresh_process(path: Path, questions: Questions, kind: str = "llama"
 
 def differences(expected: Answers, found: Answers) -> dict[str, Any]:
     """Figures of how far two models' answers lie apart (logits absolute, losses in nats per token)."""
-    if expected.logits.shape != found.logits.shape:
-        raise ValueError(f"logits have shapes {expected.logits.shape} and {found.logits.shape}")
     pairs = list(zip(expected.token_ids, found.token_ids, strict=True))
     greedy = list(zip(expected.greedy, found.greedy, strict=True))
     leads = [parting_lead(expected, number, other) for number, (one, other) in enumerate(greedy) if one != other]
     return {
-        "max_logit_difference": float(np.abs(expected.logits - found.logits).max()),
-        "top1_agreement": float((expected.logits.argmax(-1) == found.logits.argmax(-1)).mean()),
+        **logit_differences(expected, found),
         "loss_live": expected.loss,
         "loss_exported": found.loss,
         "greedy_same": sum(one == other for one, other in greedy),
@@ -118,6 +121,15 @@ def differences(expected: Answers, found: Answers) -> dict[str, Any]:
         "tokenizer_same": sum(one == other for one, other in pairs),
         "tokenizer_texts": len(pairs),
         "tokens_compared": len(expected.logits),
+    }
+
+
+def logit_differences(expected: Answers, found: Answers) -> dict[str, float]:
+    if expected.logits.shape != found.logits.shape:
+        raise ValueError(f"logits have shapes {expected.logits.shape} and {found.logits.shape}")
+    return {
+        "max_logit_difference": float(np.abs(expected.logits - found.logits).max()),
+        "top1_agreement": float((expected.logits.argmax(-1) == found.logits.argmax(-1)).mean()),
     }
 
 

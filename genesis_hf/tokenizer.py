@@ -34,15 +34,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: str | Path) -> No
     """Write a folder that transformers 4.x and 5.x and llama.cpp's converter all read the same way.
 
     transformers 5 alone writes a class that 4.x doesn't know, and leaves out what the converter needs to tell added
-    tokens and the missing prefix space. A `tokenizer.model` beside the loaded tokenizer is copied.
+    tokens and whether a space, BOS or EOS is added. A `tokenizer.model` beside the loaded tokenizer is copied.
     """
     folder = Path(folder)
     tokenizer.save_pretrained(str(folder))
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     config.pop("backend", None)
     config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    for key in ("add_prefix_space", "add_bos_token", "add_eos_token"):
-        config.setdefault(key, False)
+    ids, pieces = tokenizer("a").input_ids, tokenizer.tokenize("a")
+    config["add_prefix_space"] = "".join(pieces).startswith((SPACE, "Ġ"))
+    config["add_bos_token"] = ids[:1] == [tokenizer.bos_token_id]
+    config["add_eos_token"] = ids[-1:] == [tokenizer.eos_token_id]
     attributes = ("content", "lstrip", "normalized", "rstrip", "single_word", "special")
     config["added_tokens_decoder"] = {
         str(i): {name: getattr(token, name) for name in attributes}

@@ -1,46 +1,55 @@
 """Export: a plain Llama folder that computes what the live model computes, or none at all."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from conftest import run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_models import byte_tokenizer, random_model
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from genesis_hf import export as export_module
 from genesis_hf.checkpoint.folders import checkpoint_folder
+from genesis_hf.checkpoint.reader import SafeLoadPlanner
+from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.checkpoint.save import save_checkpoint
 from genesis_hf.config import ExportRecipe, parse_recipe
 from genesis_hf.errors import UserError
-from genesis_hf.export import check_tokenizer_fits, export_checkpoint
+from genesis_hf.export import DTYPES, check_tokenizer_fits, export_checkpoint, write_llama_folder
 from genesis_hf.exporting import llama as llama_module
+from genesis_hf.exporting.live import Changed, LiveModel, read_live
+from genesis_hf.exporting.reading import TransformersReader, answer
 from genesis_hf.parity import TOLERANCE, differences, disagreements, make_questions, probe
 from genesis_hf.tokenizer import load_tokenizer
 
 TEXTS = ["The river walks under the old stone.", "def f(x):\n    return x", "naïve 👩‍👧 \t\r\n", ""]
 
 
+def make_run(folder: Path, tied: bool) -> Path:
+    """A run directory with one checkpoint, of step 7."""
+    byte_tokenizer(folder / "tokenizer", template="{{ messages[0].content }}")
+    model = random_model(tied)
+    state = {"step": 7, "tokens_seen": 448, "loss": 5.5, "data": {"position": [1, 2]}}
+    optimizers = [torch.optim.AdamW(model.parameters())]
+    save_checkpoint(checkpoint_folder(folder, 7), model, optimizers, state, "", load_tokenizer(folder / "tokenizer"))
+    return folder
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run directory with one checkpoint of a tied model at step 7."""
-    folder = tmp_path_factory.mktemp("run")
-    byte_tokenizer(folder / "tokenizer", template="{{ messages[0].content }}")
-    model = random_model(tied=True)
-    state = {"step": 7, "tokens_seen": 448, "loss": 5.5, "data": {"position": [1, 2]}}
-    save_checkpoint(
-        checkpoint_folder(folder, 7),
-        model,
-        [torch.optim.AdamW(model.parameters())],
-        state,
-        "",
-        load_tokenizer(folder / "tokenizer"),
-    )
-    return folder
+    return make_run(tmp_path_factory.mktemp("run"), tied=True)
+
+
+@pytest.fixture(scope="module")
+def untied_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("untied"), tied=False)
 
 
 @pytest.fixture(scope="module")
@@ -100,21 +109,72 @@ def test_tied_weights_stand_once(exported: Path) -> None:
         assert "lm_head.weight" not in set(file.keys())
 
 
+@settings(max_examples=12, derandomize=True, deadline=None)
+@given(st.booleans(), st.sampled_from(["float32", "bfloat16"]), st.integers(10_000, 400_000))
+def test_files_are_those_of_save_pretrained(
+    run: Path, untied_run: Path, tied: bool, dtype: str, max_shard_size: int
+) -> None:
+    """Byte for byte, of a model that was never in a checkpoint; read and written a weight at a time."""
+    model = random_model(tied)
+    config = {key: value for key, value in model.config.to_dict().items() if key not in ("model_type", "architectures")}
+    llama = LlamaForCausalLM(LlamaConfig(**config))
+    llama.load_state_dict(model.state_dict())
+    checkpoint = checkpoint_folder(run if tied else untied_run, 7)
+    with TemporaryDirectory() as folder:
+        expected, written = Path(folder, "expected"), Path(folder, "written")
+        llama.to(DTYPES[dtype]).save_pretrained(expected, max_shard_size=max_shard_size)
+        live, tokenizer = read_live(checkpoint).rounded(DTYPES[dtype]), load_tokenizer(checkpoint / "tokenizer")
+        write_llama_folder(live, tokenizer, written, DTYPES[dtype], max_shard_size)
+        names = sorted(path.name for path in expected.glob("model*"))
+        assert sorted(path.name for path in written.glob("model*")) == names
+        for name in names:
+            assert (written / name).read_bytes() == (expected / name).read_bytes()
+            assert (written / name).stat().st_mode == (written / "config.json").stat().st_mode
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_live_model_has_no_weight_but_the_one_it_computes_with(
+    tied: bool, run: Path, untied_run: Path, tmp_path: Path
+) -> None:
+    checkpoint = checkpoint_folder(run if tied else untied_run, 7)
+    ids, held = torch.arange(100)[None], []
+    live = read_live(checkpoint).spilled(tmp_path / "spill")
+
+    def count(_: str, weight: torch.Tensor) -> torch.Tensor:
+        held.append(sum(not parameter.is_meta for parameter in model.parameters()))
+        return weight
+
+    model = LiveModel(live.config, Changed(live.weights, count)).computing()
+    with torch.inference_mode():
+        assert torch.equal(model(ids).logits, load_model(checkpoint)(ids).logits)
+    assert len(held) == 21  # embedding, two layers of nine, norm and head
+    assert max(held) == 0
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+def test_rows_are_asked_alike_together_and_alone(tmp_path: Path) -> None:
+    tokenizer, model = byte_tokenizer(tmp_path), random_model(tied=True)
+    questions = make_questions(tokenizer, 300, 128, TEXTS, [*TEXTS, "held-out text " * 20])
+    assert len({len(row) for row in questions.rows}) < len(questions.rows)
+    together, reader = probe(model, tokenizer, questions), TransformersReader(model, tokenizer)
+    reader.batched = False
+    alone = answer(reader, questions)
+    assert alone.logits.shape == (sum(map(len, questions.rows)), 300)
+    assert disagreements(differences(together, alone)) == []
+    assert together.loss == pytest.approx(alone.loss, abs=1e-6)
+
+
 def test_second_run_recognises_the_export(run: Path, exported: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in exported.iterdir()}
     assert export_checkpoint(run, exported)["already_exported"]
     assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
 
 
-def test_bfloat16_untied_and_replacing(tmp_path: Path) -> None:
-    byte_tokenizer(tmp_path / "tokenizer")
-    model = random_model(tied=False)
-    folder = checkpoint_folder(tmp_path, 1)
-    save_checkpoint(
-        folder, model, [torch.optim.AdamW(model.parameters())], {"step": 1}, "", load_tokenizer(tmp_path / "tokenizer")
-    )
-    output_dir = tmp_path / "out"
-    report = export_checkpoint(folder, output_dir, dtype="bfloat16", held_out=TEXTS)
+def test_bfloat16_untied_and_replacing(untied_run: Path, tmp_path: Path) -> None:
+    model, output_dir = random_model(tied=False), tmp_path / "out"
+    for left in (".out.exporting", ".out.live"):  # by an export that was killed
+        (tmp_path / left).mkdir()
+    report = export_checkpoint(untied_run, output_dir, dtype="bfloat16", held_out=TEXTS)
     assert report["formats_compared"]["llama"]["max_logit_difference"] <= TOLERANCE
     assert report["rounding"]["max_logit_difference"] > 100 * TOLERANCE
     read = AutoModelForCausalLM.from_pretrained(output_dir)
@@ -122,9 +182,9 @@ def test_bfloat16_untied_and_replacing(tmp_path: Path) -> None:
     assert json.loads((output_dir / "config.json").read_text())["torch_dtype"] == "bfloat16"
     assert torch.equal(read.lm_head.weight, model.lm_head.weight.bfloat16())
     with pytest.raises(UserError, match=r"holds another export .*--overwrite true"):
-        export_checkpoint(folder, output_dir)
-    assert export_checkpoint(folder, output_dir, overwrite=True)["dtype"] == "float32"
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+        export_checkpoint(untied_run, output_dir)
+    assert export_checkpoint(untied_run, output_dir, overwrite=True)["dtype"] == "float32"
+    assert list(tmp_path.iterdir()) == [output_dir]
 
 
 def test_export_that_disagrees_is_not_put_in_place(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +243,7 @@ def test_parity_lets_no_nan_through(tmp_path: Path) -> None:
 def test_probe_asks_a_llama_and_ours_alike(tmp_path: Path) -> None:
     tokenizer = byte_tokenizer(tmp_path)
     model = random_model(tied=False)
-    export_module.write_llama_folder(model, tokenizer, tmp_path / "llama")
+    write_llama_folder(model, tokenizer, tmp_path / "llama")
     llama = LlamaForCausalLM.from_pretrained(tmp_path / "llama").eval()
     questions = make_questions(tokenizer, 320, 128, TEXTS, ["held-out text " * 20])
     figures = differences(probe(model, tokenizer, questions), probe(llama, tokenizer, questions))
@@ -201,6 +261,28 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "nowhere: no such folder" in done.stderr
     assert not output_dir.exists()
+
+
+def test_full_disk_is_one_line(run: Path, tmp_path: Path) -> None:
+    """Files beyond 100 KB can't be written; the weights take more."""
+    words = [sys.executable, "scripts/export.py", "--checkpoint", str(run), "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(["bash", "-c", f"ulimit -f 100; exec {shlex.join(words)}"], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith(f"error: {tmp_path}: ")
+    assert "nothing was exported" in last
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interruption_while_weights_are_read(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SafeLoadPlanner, "resolve_tensor", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_checkpoint(run, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_needs_nothing(tmp_path: Path) -> None:

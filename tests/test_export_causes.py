@@ -168,6 +168,27 @@ def test_fault_is_named(fault: str, runs: dict[bool, Path], tmp_path: Path, monk
 
 
 @pytest.mark.usefixtures("read_here")
+@pytest.mark.parametrize("what", ["missing", "unexpected"])
+def test_weights_that_do_not_fit_the_model_are_refused(
+    what: str, runs: dict[bool, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, name = export.write_llama_folder, "model.layers.2.mlp.up_proj.weight"
+
+    def edit(state: dict) -> dict:
+        weight = state.pop(name) if what == "missing" else state[name]
+        return {**state, "model.layers.3.mlp.up_proj.weight": weight} if what == "unexpected" else state
+
+    def write_broken(model, tokenizer, folder, *rest):
+        write(model, tokenizer, folder, *rest)
+        edit_weights(edit)(folder)
+
+    monkeypatch.setattr(export, "write_llama_folder", write_broken)
+    with pytest.raises(UserError, match=rf"can't be read back: .*{what}.*up_proj"):
+        export.export_checkpoint(runs[True], tmp_path / "out", formats=["llama"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("read_here")
 def test_nothing_is_found_where_nothing_is_wrong(runs: dict[bool, Path], tmp_path: Path) -> None:
     report = export.export_checkpoint(runs[True], tmp_path / "out", held_out=TEXTS)
     assert report["formats_compared"]["llama"]["greedy_same"] == 20

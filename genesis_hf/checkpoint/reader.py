@@ -72,10 +72,14 @@ def read_metadata(state: Path) -> metadata.Metadata:
 
 
 class SafeReader(dcp.FileSystemReader):
-    """FileSystemReader whose metadata comes from `read_metadata`."""
+    """FileSystemReader whose metadata is `index`, or else comes from `read_metadata`."""
+
+    def __init__(self, folder: Path, index: metadata.Metadata | None = None) -> None:
+        super().__init__(folder)
+        self.index = index
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> metadata.Metadata:
-        found = read_metadata(Path(self.path))
+        found = self.index or read_metadata(Path(self.path))
         found.storage_meta = metadata.StorageMeta(load_id=self.load_id)
         return found
 
@@ -88,17 +92,22 @@ class SafeLoadPlanner(DefaultLoadPlanner):
         set_element(self.original_state_dict, self.mappings[name], torch.load(value, weights_only=True))
 
 
-def load_state(state: dict[str, Any], folder: Path, alone: bool = False) -> None:
+def load_state(
+    state: dict[str, Any], folder: Path, alone: bool = False, index: metadata.Metadata | None = None
+) -> None:
     """Fill the tensors and values of a nested state from a checkpoint's `state` folder, in place.
 
     Args:
         alone: this process without the others; else all of them call it.
+        index: what `read_metadata` gave for this folder, where it is read from many times.
 
     Raises:
         ValueError: the folder is not as `verify_checkpoint` would have it.
     """
     try:
-        dcp.load(state, storage_reader=SafeReader(folder), planner=SafeLoadPlanner(), no_dist=alone)
+        dcp.load(state, storage_reader=SafeReader(folder, index), planner=SafeLoadPlanner(), no_dist=alone)
     except dcp.api.CheckpointException as error:  # a BaseException
         cause, _ = next(iter(error.failures.values()))
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause from None
         raise ValueError(f"{folder} cannot be read ({cause})") from error

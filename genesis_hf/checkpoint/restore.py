@@ -1,6 +1,7 @@
 """A checkpoint back into model, optimizers and generators: everything, or nothing."""
 
 import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +51,59 @@ def restore_checkpoint(folder: Path, model: nn.Module, optimizers: list[torch.op
     return trainer_state
 
 
-def load_model(folder: Path) -> GenesisForCausalLM:
-    """The model of a checkpoint written by any number of processes: on CPU, fp32, in evaluation mode.
+class StoredWeights(Mapping[str, torch.Tensor]):
+    """The weights of a checkpoint written by any number of processes: fp32, on CPU, each read when it is asked for.
+
+    Attributes:
+        config: the model's.
 
     Raises:
         UserError: a damaged checkpoint; its optimizer is not asked for.
     """
-    problems = verify_files(folder)
-    if problems:
-        raise UserError(f"{folder} is damaged: {problems[0]}")
-    quiet_checkpoint_warnings()
-    model = GenesisForCausalLM(GenesisConfig.from_pretrained(folder))
-    state = {"model": model.state_dict()}
-    load(state, folder)
-    model.load_state_dict(state["model"])
+
+    def __init__(self, folder: Path) -> None:
+        problems = verify_files(folder)
+        if problems:
+            raise UserError(f"{folder} is damaged: {problems[0]}")
+        quiet_checkpoint_warnings()
+        self.folder, self.config = folder, GenesisConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            self.empty = GenesisForCausalLM(self.config).state_dict()
+        try:
+            self.index = read_metadata(folder / "state")
+        except ValueError as error:
+            raise UserError(f"{error}; choose another checkpoint") from None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor = torch.empty(self.empty[name].shape)
+        load({"model": {name: tensor}}, self.folder, alone=True, index=self.index)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.empty)
+
+    def __len__(self) -> int:
+        return len(self.empty)
+
+
+@torch.no_grad()
+def load_model(folder: Path) -> GenesisForCausalLM:
+    """The model of a checkpoint written by any number of processes: on CPU, fp32, in evaluation mode.
+
+    Raises:
+        UserError: as `StoredWeights`.
+    """
+    weights = StoredWeights(folder)
+    model = GenesisForCausalLM(weights.config)
+    for name, tensor in model.state_dict().items():
+        tensor.copy_(weights[name])
     return model.eval()
 
 
-def load(state: dict[str, Any], folder: Path) -> None:
+def load(state: dict[str, Any], folder: Path, **how: Any) -> None:
     """`load_state`, its errors being the checkpoint's fault."""
     try:
-        load_state(state, folder / "state")
+        load_state(state, folder / "state", **how)
     except ValueError as error:
         raise UserError(f"{first_line(error)}; choose another checkpoint") from error
 

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from genesis_hf.exporting.live import LiveModel
 from genesis_hf.parity import Answers, Questions
 
 State = dict[str, torch.Tensor]
@@ -27,7 +28,11 @@ HEADS = ("num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 def find_causes(
-    live: PreTrainedModel, questions: Questions, expected: Answers, found: Answers | None, folder: Path | None
+    live: PreTrainedModel | LiveModel,
+    questions: Questions,
+    expected: Answers,
+    found: Answers | None,
+    folder: Path | None,
 ) -> str:
     """The likely cause, in words.
 
@@ -200,7 +205,7 @@ def without_layers(state: State, first: int, gone: int) -> State:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def plain_state(model: nn.Module) -> State:
+def plain_state(model: nn.Module | LiveModel) -> State:
     """The weights in fp32, an output layer of its own among them."""
     state = {name: weight.detach().float() for name, weight in model.state_dict().items()}
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])

@@ -5,7 +5,9 @@ The converter is no package: it comes with llama.cpp's source, which llama-cpp-p
 """
 
 import importlib.util
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,8 @@ import tarfile
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+from sentencepiece import sentencepiece_model_pb2
 
 from genesis_hf.errors import UserError
 
@@ -76,27 +80,66 @@ def fetch_converter() -> Path:
 def write_gguf(folder: Path, converter: Path) -> dict[str, Path]:
     """Write `gguf/model-TYPE.gguf` of each type into a Llama folder.
 
-    Returns:
-        the files, by their type.
-
     Raises:
-        UserError: the converter refuses the model or its tokenizer.
+        UserError: the converter doesn't take the model.
     """
     (folder / "gguf").mkdir(exist_ok=True)
-    files = {}
-    for kind in TYPES:
-        files[kind] = folder / "gguf" / f"model-{kind}.gguf"
-        command = [sys.executable, converter, folder, "--outfile", files[kind], "--outtype", kind]
-        done = subprocess.run(
-            [str(word) for word in command],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise UserError(f"llama.cpp's converter does not take this model: {reason}; nothing was exported")
+    files = {kind: folder / "gguf" / f"model-{kind}.gguf" for kind in TYPES}
+    made = write_sentencepiece(folder)
+    try:
+        for kind, path in files.items():
+            convert(folder, converter, kind, path)
+    finally:
+        if made:
+            made.unlink()
     return files
+
+
+def convert(folder: Path, converter: Path, kind: str, path: Path) -> None:
+    command = [sys.executable, converter, folder, "--outfile", path, "--outtype", kind]
+    done = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"llama.cpp's converter does not take this model: {reason}; nothing was exported")
+
+
+def write_sentencepiece(folder: Path) -> Path | None:
+    """`tokenizer.model` of a SentencePiece tokenizer that is there as tokenizer.json alone; None where it isn't needed.
+
+    llama.cpp joins the pair of pieces whose piece has the best score. Of a tokenizer.json the converter takes pieces
+    without scores, so that pairs would be joined from left to right; here the score is the merge's rank, negated.
+    """
+    values = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    model, path = values["model"], folder / "tokenizer.model"
+    if path.exists() or model["type"] != "BPE" or not model.get("byte_fallback"):
+        return None
+    ranks: dict[str, int] = {}
+    for rank, merge in enumerate(model["merges"]):
+        ranks.setdefault("".join(merge if isinstance(merge, list) else merge.split(" ")), rank)
+    special = {token["content"] for token in values["added_tokens"] if token["special"]}
+    made = sentencepiece_model_pb2.ModelProto()
+    for piece, _ in sorted(model["vocab"].items(), key=lambda item: item[1]):
+        made.pieces.add(
+            piece=piece, score=-ranks.get(piece, len(ranks)), type=piece_type(piece, model["unk_token"], special)
+        )
+    made.trainer_spec.model_type = made.trainer_spec.BPE
+    made.trainer_spec.byte_fallback = True
+    path.write_bytes(made.SerializeToString())
+    return path
+
+
+def piece_type(piece: str, unknown: str | None, special: set[str]) -> int:
+    kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
+    if piece == unknown:
+        return kinds.UNKNOWN
+    if piece in special:
+        return kinds.CONTROL
+    return kinds.BYTE if re.fullmatch(r"<0x[0-9A-F]{2}>", piece) else kinds.NORMAL
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """A model as a plain `model_type: llama` folder, which needs no code of ours."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from genesis_hf.chat import MAX_UNUSED_ROWS
 from genesis_hf.errors import UserError
+from genesis_hf.exporting.live import LiveModel
 from genesis_hf.files import edit_json
 from genesis_hf.tokenizer import save_tokenizer
 
@@ -15,16 +17,17 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def write_llama_folder(
-    model: PreTrainedModel,
+    model: PreTrainedModel | LiveModel,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     dtype: torch.dtype = torch.float32,
     max_shard_size: str = "5GB",
+    generation_config: GenerationConfig | None = None,
 ) -> None:
     """Write a model whose state-dict keys are Llama's, with its tokenizer, as a plain `model_type: llama` folder.
 
-    The tokenizer is the authority on which ids end and pad a text. Tied weights are stored once; weights beyond
-    `max_shard_size` are spread over several files.
+    The tokenizer is the authority on which ids end and pad a text, where no `generation_config` is given. Tied weights
+    are stored once; weights beyond `max_shard_size` are spread over several files.
     """
     eos, pad, bos = tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.bos_token_id
     pad = eos if pad is None else pad
@@ -34,13 +37,19 @@ def write_llama_folder(
     config = LlamaConfig(**{**values, "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": bos})
     with torch.device("meta"):  # the weights come from the state dict: none are drawn, none are held twice
         llama = LlamaForCausalLM(config)
-    state = {name: weight.detach().to(dtype) for name, weight in model.state_dict().items()}
+    weights = model.state_dict()
+    names = [name for name in weights if not (config.tie_word_embeddings and name == "lm_head.weight")]
+    state = {name: weights[name].detach().to(dtype) for name in names}
     if config.tie_word_embeddings:
         state["lm_head.weight"] = state["model.embed_tokens.weight"]
     llama.load_state_dict(state, strict=True, assign=True)
     llama.tie_weights()
-    llama.generation_config = GenerationConfig(eos_token_id=eos, pad_token_id=pad, bos_token_id=bos)
+    llama.generation_config = generation_config or GenerationConfig(
+        eos_token_id=eos, pad_token_id=pad, bos_token_id=bos
+    )
     llama.save_pretrained(folder, max_shard_size=max_shard_size)
+    for path in folder.glob("*.safetensors"):  # which safetensors lets their owner alone read
+        shutil.copymode(folder / "config.json", path)
     edit_json(folder / "config.json", speak_transformers_4)
     save_tokenizer(tokenizer, folder)
 
@@ -70,16 +79,3 @@ def check_tokenizer_fits(tokenizer: PreTrainedTokenizerFast, vocab_size: int, fo
             f"{folder}: this tokenizer has {ids:,} ids and the model {vocab_size:,}; "
             "give the tokenizer that the model was trained with"
         )
-
-
-@torch.no_grad()
-def round_weights(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Round fp32 weights in place to what `dtype` can hold, so that the file and the live model hold the same."""
-    for weight in model.parameters():
-        weight.copy_(weight.to(dtype))
-
-
-def cut_vocabulary(model: PreTrainedModel, size: int) -> None:
-    """Drop in place the rows of embedding and output layer from id `size` on, which no tokenizer's id uses."""
-    model.resize_token_embeddings(size)
-    model.config.vocab_size = size

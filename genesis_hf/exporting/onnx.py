@@ -6,7 +6,9 @@ fp16 file as well, so that one program runs both.
 """
 
 import importlib.util
+import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,10 @@ import torch
 from torch import nn
 from transformers import DynamicCache, LlamaForCausalLM
 
+from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
-from genesis_hf.files import edit_json
+from genesis_hf.files import edit_json, read_json
+from genesis_hf.tokenizer import SPACE
 
 OPSET = 20
 LARGEST_FILE = 2**31 - 2**20
@@ -75,6 +79,7 @@ def write_onnx(folder: Path) -> dict[str, Path]:
     sort_nodes(found.graph)
     save(onnx, found, folder / FILES["float16"])
     edit_json(folder / "config.json", lambda config: tell_transformers_js(config, folder))
+    write_genai_files(folder)
     return {dtype: folder / name for dtype, name in FILES.items()}
 
 
@@ -157,3 +162,53 @@ def tell_transformers_js(config: dict[str, Any], folder: Path) -> None:
     config["transformers.js_config"] = {"kv_cache_dtype": {"fp16": "float32"}}
     if external:
         config["transformers.js_config"]["use_external_data_format"] = external
+
+
+def write_genai_files(folder: Path) -> None:
+    """Make `onnx/` a folder that ONNX Runtime GenAI reads: its config and a tokenizer beside the graphs.
+
+    GenAI 0.18 splits text into words before its spaces have become `SPACE`: looked for there, they aren't found, and
+    text falls apart into letters.
+    """
+    config, generation = read_json(folder / "config.json"), read_json(folder / "generation_config.json")
+    tokenizer = read_json(folder / "tokenizer.json")
+    split = tokenizer.get("pre_tokenizer") or {}
+    if split.get("type") == "Split" and "Regex" in split["pattern"]:
+        split["pattern"]["Regex"] = split["pattern"]["Regex"].replace(SPACE, " ")
+    files = {"genai_config.json": genai_config(config, generation), "tokenizer.json": tokenizer}
+    for name, values in files.items():
+        write_text(folder / "onnx" / name, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    shutil.copyfile(folder / "tokenizer_config.json", folder / "onnx/tokenizer_config.json")
+
+
+def genai_config(config: dict[str, Any], generation: dict[str, Any]) -> dict[str, Any]:
+    """What ONNX Runtime GenAI reads, of the two configs of a Llama folder.
+
+    https://onnxruntime.ai/docs/genai/reference/config.html. The cache grows by concatenation, so that past and present
+    share no buffer.
+    """
+    both = ("key", "value")
+    decoder = {
+        "filename": Path(FILES["float32"]).name,
+        "session_options": {"provider_options": []},
+        "hidden_size": config["hidden_size"],
+        "head_size": config["head_dim"],
+        **{key: config[key] for key in ("num_attention_heads", "num_key_value_heads", "num_hidden_layers")},
+        "inputs": {
+            **{name: name for name in ("input_ids", "attention_mask", "position_ids")},
+            **{f"past_{kind}_names": f"past_key_values.%d.{kind}" for kind in both},
+        },
+        "outputs": {"logits": "logits", **{f"present_{kind}_names": f"present.%d.{kind}" for kind in both}},
+    }
+    tokens = {name: generation.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    context = config["max_position_embeddings"]
+    return {
+        "model": {
+            "type": "llama",
+            **{name: found for name, found in tokens.items() if found is not None},
+            "vocab_size": config["vocab_size"],
+            "context_length": context,
+            "decoder": decoder,
+        },
+        "search": {"max_length": context, "do_sample": False, "past_present_share_buffer": False},
+    }

@@ -26,7 +26,7 @@ class Questions:
     """What both models are asked."""
 
     rows: list[list[int]]
-    """token ids to give logits for, a forward pass each"""
+    """token ids to give logits for"""
     scored: list[int]
     """numbers of the rows that the loss is taken over: those made from text, where there are any"""
     prompts: list[list[int]]
@@ -55,15 +55,23 @@ class Answers:
 
 def answer(reader: Any, questions: Questions) -> Answers:
     """Ask a reader."""
-    kept, losses, logits = questions.vocabulary, [], []
-    for number, row in enumerate(questions.rows):
-        found = reader.step([row], None)[0][0, :, :kept]
-        logits.append(found)
-        if number in questions.scored:
-            losses.append(token_losses(found[:-1], row[1:]))
+    kept, rows = questions.vocabulary, questions.rows
+    logits: dict[int, np.ndarray] = {}
+    for group in by_length(reader, rows):
+        found, _ = reader.step([rows[number] for number in group], None)
+        logits.update(zip(group, found[:, :, :kept], strict=True))
+    losses = [token_losses(logits[number][:-1], rows[number][1:]) for number in questions.scored]
+    together = np.concatenate([logits.pop(number) for number in range(len(rows))])
     greedy, margins = continuations(reader, questions.prompts, kept)
     token_ids = [reader.encode(text) for text in questions.texts]
-    return Answers(np.concatenate(logits), float(np.concatenate(losses).mean()), greedy, token_ids, margins)
+    return Answers(together, float(np.concatenate(losses).mean()), greedy, token_ids, margins)
+
+
+def by_length(reader: Any, rows: Sequence[list[int]]) -> list[list[int]]:
+    """Numbers of the rows, those of one length together where the reader can: its weights are then read once."""
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]))
+    groups = [list(group) for _, group in groupby(order, key=lambda number: len(rows[number]))]
+    return groups if reader.batched else [[number] for number in order]
 
 
 def token_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
@@ -77,17 +85,10 @@ def token_losses(logits: np.ndarray, targets: Sequence[int]) -> np.ndarray:
 def continuations(
     reader: Any, prompts: Sequence[list[int]], kept: int | None
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """`MAX_NEW_TOKENS` greedy tokens after each prompt through the cache, and their leads; no token stops.
-
-    Prompts of one length are read together where the reader can.
-    """
+    """`MAX_NEW_TOKENS` greedy tokens after each prompt through the cache, and their leads; no token stops."""
     new: list[list[int]] = [[] for _ in prompts]
     leads: list[list[float]] = [[] for _ in prompts]
-    order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    groups = [list(group) for _, group in groupby(order, key=lambda number: len(prompts[number]))]
-    if not reader.batched:
-        groups = [[number] for number in order]
-    for group in groups:
+    for group in by_length(reader, prompts):
         ids, cache = [prompts[number] for number in group], None
         for _ in range(MAX_NEW_TOKENS):
             logits, cache = reader.step(ids, cache)
@@ -102,20 +103,19 @@ def continuations(
 
 
 class TransformersReader:
-    """A causal language model of transformers, on the device where it is."""
+    """A causal language model of transformers, on its device; the CPU, where its weights are read as they are used."""
 
     batched = True
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.device = "cpu" if model.device.type == "meta" else model.device
 
     def step(self, ids: list[list[int]], cache: Any) -> tuple[np.ndarray, Any]:
         import torch
 
         with torch.inference_mode():
-            found = self.model(
-                input_ids=torch.tensor(ids, device=self.model.device), past_key_values=cache, use_cache=True
-            )
+            found = self.model(input_ids=torch.tensor(ids, device=self.device), past_key_values=cache, use_cache=True)
         return found.logits.float().cpu().numpy(), found.past_key_values
 
     def encode(self, text: str) -> list[int]:
@@ -129,30 +129,44 @@ class TransformersReader:
 
 
 def read_llama(path: Path) -> TransformersReader:
-    """A folder, in fp32."""
+    """A folder, in fp32; each weight is read from it when the model comes to it.
+
+    Raises:
+        ValueError: weights that the model has no place for, or lacks.
+    """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    return TransformersReader(model, AutoTokenizer.from_pretrained(path))
+    model, loaded = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, device_map={"": "disk"}, output_loading_info=True
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if loaded[what]:
+            raise ValueError(f"{what.replace('_', ' ')}: {', '.join(sorted(map(str, loaded[what])))}")
+    return TransformersReader(model.eval(), AutoTokenizer.from_pretrained(path))
 
 
 def read_pt(path: Path) -> TransformersReader:
-    """A state dict beside the config and tokenizer of its folder, in fp32."""
+    """A state dict beside the config and tokenizer of its folder, in fp32; weights are read as in `read_llama`.
+
+    Raises:
+        ValueError: names that are not those of the model.
+    """
     import torch
+    from accelerate import cpu_offload, init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     config = AutoConfig.from_pretrained(path.parent)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     state = torch.load(path, weights_only=True, mmap=True)
-    state = {name: weight.float() for name, weight in state.items()}
     if config.tie_word_embeddings:
         state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state, strict=True, assign=True)
-    model.tie_weights()
-    model.model.rotary_emb = type(model.model.rotary_emb)(config)  # holds no weights, but was made without numbers
-    return TransformersReader(model.eval(), AutoTokenizer.from_pretrained(path.parent))
+    wrong = state.keys() ^ model.state_dict().keys()
+    if wrong:
+        raise ValueError(f"missing or unexpected keys: {', '.join(sorted(wrong))}")
+    model = cpu_offload(model.eval(), torch.device("cpu"), state_dict=state)
+    return TransformersReader(model, AutoTokenizer.from_pretrained(path.parent))
 
 
 class OnnxReader:
