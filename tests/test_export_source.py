@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_script
+from reading_here import read_in_this_process
 from safetensors.torch import load_file, save_file
 from small_models import byte_tokenizer, random_model
 from transformers import GenerationConfig
 
+from genesis_hf import export
 from genesis_hf.errors import UserError
 from genesis_hf.export import export_checkpoint, write_llama_folder
 
@@ -23,6 +25,11 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     write_llama_folder(random_model(tied=request.param), tokenizer, folder, max_shard_size="60KB")
     GenerationConfig(eos_token_id=[0, 3]).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_this_process(export, monkeypatch)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

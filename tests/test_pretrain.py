@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from conftest import ROOT, TINY_MODEL, launch, run_script
 from small_runs import losses, small_recipe, write_recipe
 from transformers import LlamaForCausalLM
 
-from genesis_hf.checkpoint.folders import complete_checkpoints
+from genesis_hf.checkpoint.folders import checkpoint_step, complete_checkpoints
 from genesis_hf.checkpoint.manifest import verify_checkpoint
 from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import PretrainRecipe, build
@@ -73,13 +74,17 @@ def test_fsdp2_on_two_processes_resumes_exactly_and_equals_one_process(values, t
     train(values, output_dir=one, num_processes=2)
 
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    recipe = write_recipe({**values, "num_processes": 2}, tmp_path / "recipe.yaml")
+    recipe = write_recipe({**values, "num_processes": 2, "keep_steps": [5]}, tmp_path / "recipe.yaml")
     result = launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", whole)
     assert "2 processes" in result.stdout
-    launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts, "--stop_at_step", 5)
-    shards = list((complete_checkpoints(parts)[0] / "state").glob("*.distcp"))
-    assert {shard.name[:4] for shard in shards} == {"__0_", "__1_"}
-    launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts)
+    shutil.copytree(whole, parts)
+    for folder in complete_checkpoints(parts):
+        if checkpoint_step(folder) != 5:
+            shutil.rmtree(folder)
+    (fifth,) = complete_checkpoints(parts)
+    assert {shard.name[:4] for shard in (fifth / "state").glob("*.distcp")} == {"__0_", "__1_"}
+    result = launch("fsdp2_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", parts)
+    assert "step 5" in result.stdout
     assert_same_run(whole, parts)
 
     # Muon orthogonalises in bfloat16, so sums in another order show earlier.
