@@ -18,6 +18,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def leave_processes() -> None:
+    """End the process group, where there is one: its threads otherwise now and then abort Python when it ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
     """This process's shard of a DTensor; another tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

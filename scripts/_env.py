@@ -3,7 +3,6 @@
 A recipe that can't be read is left for the script's own parser, which says what is wrong with it.
 """
 
-import gc
 import logging
 import os
 import sys
@@ -19,10 +18,6 @@ plain_excepthook = sys.excepthook
 sys.excepthook = lambda kind, *error: (
     print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else plain_excepthook(kind, *error)
 )
-
-# Importing torch and transformers makes a million objects: looking through them for garbage after every 700 takes a
-# fifth of the start of a script.
-gc.set_threshold(10_000)
 
 # OpenMP threads that wait sleep. Spinning instead makes a training step on idle CPU cores up to a sixth faster, and ten
 # times slower as soon as anything else runs there (docs/LOG.md): set GOMP_SPINCOUNT=100000 where nothing does.

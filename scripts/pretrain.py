@@ -9,7 +9,7 @@ import _env  # noqa: F401
 from genesis_hf.checkpoint.folders import read_trainer_state
 from genesis_hf.config import PretrainRecipe, parse_recipe, recipe_yaml
 from genesis_hf.errors import report_user_errors
-from genesis_hf.processes import is_main
+from genesis_hf.processes import is_main, leave_processes
 from genesis_hf.publishing.publish import publish_finished_run
 from genesis_hf.training.plan import plan
 from genesis_hf.training.pretrain import pretrain
@@ -22,7 +22,9 @@ def main() -> None:
         print(plan(recipe))
         return
     checkpoint = pretrain(recipe)
-    if recipe.push_to_hub and is_main() and read_trainer_state(checkpoint)["step"] >= recipe.last_step:
+    publishes = recipe.push_to_hub and is_main()
+    leave_processes()
+    if publishes and read_trainer_state(checkpoint)["step"] >= recipe.last_step:
         publish_finished_run(checkpoint, recipe.hub_model_id, recipe.hub_private_repo)
 
 
