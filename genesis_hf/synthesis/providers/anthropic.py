@@ -5,14 +5,12 @@ from typing import Any
 import anthropic
 
 from genesis_hf.synthesis.providers.base import Completion, FinishReason, Provider, Request
-from genesis_hf.synthesis.providers.remote import CONNECT_SECONDS, Endpoint, is_loopback, with_reasoning
+from genesis_hf.synthesis.providers.remote import CONNECT_SECONDS, UNREADABLE, Endpoint, is_loopback, with_reasoning
 from genesis_hf.synthesis.recipe import ProviderSettings
 
 VENDOR = "https://api.anthropic.com"
 
 FINISH_REASONS: dict[str, FinishReason] = {"end_turn": "stop", "stop_sequence": "stop", "max_tokens": "length"}
-
-UNREADABLE = Completion("", "other", None, None, "unknown")
 
 
 class AnthropicProvider(Provider):
@@ -42,15 +40,8 @@ class AnthropicProvider(Provider):
             "top_p": request.top_p if request.temperature is None else None,
             **self.settings.extra_body,
         }
-        body = {name: value for name, value in body.items() if value is not None}
-        try:
-            # Not messages.create, which no longer takes what older models and compatible servers do.
-            answer = await self._client.post("/v1/messages", body=body, cast_to=object)
-        except anthropic.APIError as error:
-            raise self._endpoint.explain(error) from None
-        except ValueError:  # malformed JSON
-            return UNREADABLE
-        return read_answer(answer)
+        # Not messages.create, which no longer takes what older models and compatible servers do.
+        return read_answer(await self._endpoint.post(self._client, "/v1/messages", body, anthropic.APIError))
 
     async def close(self) -> None:
         await self._client.close()

@@ -3,10 +3,11 @@
 import ipaddress
 import os
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import urlsplit
 
 from genesis_hf.errors import UserError
-from genesis_hf.synthesis.providers.base import CallFailed, ProviderUnusable
+from genesis_hf.synthesis.providers.base import CallFailed, Completion, ProviderUnusable
 from genesis_hf.synthesis.recipe import ProviderSettings
 
 NO_KEY = "none"
@@ -14,6 +15,9 @@ NO_KEY = "none"
 
 CONNECT_SECONDS = 10.0
 """In which a server that is there takes a connection, however long it thinks afterwards."""
+
+UNREADABLE = Completion("", "other", None, None, "unknown")
+"""An answer that is none: paid for, perhaps, and of no use."""
 
 OUT_OF_MONEY = ("insufficient_quota", "billing_error")
 MAX_REASON = 300
@@ -50,6 +54,22 @@ class Endpoint:
                 "(any word where the server asks for none)"
             )
         return cls(settings.model, base_url, name, key)
+
+    async def post(self, client: Any, path: str, body: dict[str, Any], failure: type[Exception]) -> Any:
+        """The JSON that an OpenAI or Anthropic client brings back, or None where it is malformed.
+
+        Args:
+            body: the request; what is None in it isn't sent.
+            failure: the client's own kind of error.
+        """
+        try:
+            return await client.post(
+                path, body={name: value for name, value in body.items() if value is not None}, cast_to=object
+            )
+        except failure as error:
+            raise self.explain(error) from None
+        except ValueError:
+            return None
 
     def explain(self, error: Exception) -> CallFailed:
         """What a client's error means, in one line without the key: this call failed, or no call can succeed.
