@@ -12,29 +12,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from genesis_hf.config import read_yaml, write_text
+from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation.compare import Evaluated, comparison, distinct_names, load_evaluation
 from genesis_hf.evaluation.results import RESULTS
 from genesis_hf.evaluation.tables import plus_minus, reference
 from genesis_hf.files import read_json
-from genesis_hf.training.metrics import read_metrics
+from genesis_hf.runs import Run, read_run
 
 Rows = list[list[str]]
 """A table as text; the first row is its head."""
 
 MARGIN = 3.0
 """Standard errors above chance from which on a task counts as learnt here."""
-
-
-@dataclass
-class Run:
-    """One training: its folder, recipe, logged steps and, once finished, its summary."""
-
-    folder: Path
-    recipe: dict[str, Any]
-    metrics: list[dict[str, Any]]
-    summary: dict[str, Any]
 
 
 @dataclass
@@ -96,12 +86,6 @@ def oldest_first(folder: Path, pattern: str) -> list[Path]:
 def first_measured(evaluation: Evaluated) -> str:
     """When its first task was measured, ISO 8601: a base is measured before what is trained from it."""
     return min((p.get("date", "") for p in evaluation.values["provenance"].values()), default="")
-
-
-def read_run(folder: Path) -> Run:
-    """A training run's files; what is missing is empty."""
-    recipe = read_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
-    return Run(folder, recipe, read_metrics(folder / "metrics.jsonl"), read_json(folder / "summary.json"))
 
 
 def read_samples(path: Path) -> Samples:

@@ -17,7 +17,8 @@ from genesis_hf.files import read_json
 from genesis_hf.publishing.layout import MAIN
 from genesis_hf.publishing.lineage import ancestors, base_model, is_pretraining, lineage_rows
 from genesis_hf.publishing.model import Model, measured_on_these_files
-from genesis_hf.report import Material, Rows, Run, preference_figures, text_table
+from genesis_hf.report import Material, Rows, preference_figures, text_table
+from genesis_hf.runs import Run
 
 TEMPLATE = files("genesis_hf") / "assets" / "model_card.md.jinja"
 

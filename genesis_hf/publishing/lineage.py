@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genesis_hf.report import Rows, Run, read_run
+from genesis_hf.report import Rows
+from genesis_hf.runs import Run, read_run
 
 FURTHEST = 10
 """Trainings followed back; a chain that is longer bites its own tail."""

@@ -11,7 +11,7 @@ from genesis_hf.errors import UserError
 from genesis_hf.evaluation.results import RESULTS
 from genesis_hf.export import MODEL_FILES, REPORT, export_checkpoint
 from genesis_hf.files import folder_sha256, read_json
-from genesis_hf.report import Run, read_run
+from genesis_hf.runs import Run, read_run
 from genesis_hf.tokenizer import load_tokenizer
 
 
