@@ -8,12 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 
 
-def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
+def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",), hash_of: Callable[[Path], str] | None = None) -> str:
     """sha256 over the names and contents of a folder's files, in the order of their names.
+
+    Args:
+        hash_of: a file's hash; default `file_sha256`.
 
     Raises:
         UserError: no such file.
@@ -21,7 +26,7 @@ def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",)) -> str:
     files = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
     if not files:
         raise UserError(f"{folder}: no such folder, or nothing in it")
-    lines = [f"{file_sha256(path)}  {path.name}\n" for path in files]
+    lines = [f"{(hash_of or file_sha256)(path)}  {path.name}\n" for path in files]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -35,6 +40,26 @@ def file_sha256(path: Path, progress: Callable[[int], object] | None = None) -> 
             if progress is not None:
                 progress(size)
     return digest.hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """sha256 of a file, kept in the cache for as long as its size and time of change stay; small files are read."""
+    stat = path.stat()
+    if stat.st_size < 1 << 20:
+        return file_sha256(path)
+    known = cache_folder() / "hashes" / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()}.json"
+    stamp = {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+    record = read_json(known)
+    if {key: record.get(key) for key in stamp} != stamp:
+        with tqdm(total=stat.st_size, desc=f"hashing {path.name}", unit="B", unit_scale=True, delay=2) as progress:
+            record = {**stamp, "sha256": file_sha256(path, progress.update)}
+        write_text(known, json.dumps(record) + "\n")
+    return record["sha256"]
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: $GENESIS_HF_CACHE, or ~/.cache/genesis_hf."""
+    return Path(os.environ.get("GENESIS_HF_CACHE") or "~/.cache/genesis_hf").expanduser()
 
 
 def sync_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 import genesis_hf.chat
 import genesis_hf.chat_turns
-from genesis_hf import conversations
+from genesis_hf import conversations, files
 from genesis_hf.config import ConversationSource, write_text
 from genesis_hf.conversations.encoding import COLUMNS, ENCODERS, EncodingSettings, example_hashes
 from genesis_hf.conversations.rows import Rows, read_rows, row_or_fault, rows_fingerprint
@@ -40,7 +40,7 @@ BATCH = 1_000
 
 def cache_folder(cache_dir: str | None) -> Path:
     """Where encoded rows are kept: the folder given, $GENESIS_HF_CACHE, or ~/.cache/genesis_hf."""
-    return Path(cache_dir or os.environ.get("GENESIS_HF_CACHE") or "~/.cache/genesis_hf").expanduser()
+    return Path(cache_dir).expanduser() if cache_dir else files.cache_folder()
 
 
 @functools.cache

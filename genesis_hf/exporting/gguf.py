@@ -19,6 +19,7 @@ from pathlib import Path
 from sentencepiece import sentencepiece_model_pb2
 
 from genesis_hf.errors import UserError
+from genesis_hf.files import cache_folder
 
 TYPES = ("f32", "f16", "q8_0")
 CONVERTER = "convert_hf_to_gguf.py"
@@ -26,8 +27,7 @@ CONVERTER = "convert_hf_to_gguf.py"
 
 def converter_folder() -> Path:
     """Where `fetch_converter` puts llama.cpp's converter for the installed llama-cpp-python."""
-    cache = Path(os.environ.get("GENESIS_HF_CACHE") or "~/.cache/genesis_hf").expanduser()
-    return cache / f"llama-cpp-python-{version('llama-cpp-python')}"
+    return cache_folder() / f"llama-cpp-python-{version('llama-cpp-python')}"
 
 
 def find_converter(llama_cpp: str | None) -> Path:
