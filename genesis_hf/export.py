@@ -27,15 +27,11 @@ from genesis_hf.exporting.llama import DTYPES as DTYPES
 from genesis_hf.exporting.llama import check_tokenizer_fits, write_llama_folder
 from genesis_hf.exporting.llama import speak_transformers_4 as speak_transformers_4
 from genesis_hf.exporting.source import find_source, holds_llama
-from genesis_hf.files import read_json
+from genesis_hf.files import MODEL_FILES, read_json
 from genesis_hf.parity import Answers, Questions, logit_differences, make_questions, probe, probe_in_fresh_process
 from genesis_hf.tokenizer import NASTY_CORPUS, load_tokenizer
 
 REPORT = "parity.json"
-
-
-MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "merges.txt")
-"""What a model's folder is read for; what is downloaded of one on the Hub."""
 
 
 @freed_memory_returned()

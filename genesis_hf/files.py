@@ -13,6 +13,9 @@ from tqdm import tqdm
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 
+MODEL_FILES = ("*.safetensors", "*.bin", "config.json", "generation_config.json", "tokenizer*", "*.jinja", "merges.txt")
+"""What a model's folder is read for; what is downloaded of one on the Hub."""
+
 
 def folder_sha256(folder: Path, patterns: Sequence[str] = ("*",), hash_of: Callable[[Path], str] | None = None) -> str:
     """sha256 over the names and contents of a folder's files, in the order of their names.

@@ -7,14 +7,12 @@ Every step is an ordinary command, printed before it runs. Interrupted at any po
 
 import _env  # noqa: F401
 
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from genesis_hf.config import parse_recipe, read_yaml, setting
 from genesis_hf.errors import report_user_errors
-from genesis_hf.stages import Stage, finished_stages, only_one, run_stages
+from genesis_hf.stages import Stage, Stages, only_one, script_command
 
 RECIPES = "recipes/demo"
 
@@ -30,15 +28,15 @@ class Demo:
 
 def main() -> None:
     (demo,) = parse_recipe(Demo)
-    stages = road(demo)
+    stages = Stages(road(demo), f"{demo.output_dir}/stages")
     if demo.dry_run:
-        for stage in stages:
+        for stage in stages.all.values():
             print(f"# {stage.title}\n{' '.join(stage.command)}\n")
         return
 
     with only_one(demo.output_dir):
-        ran = run_stages(stages, f"{demo.output_dir}/stages")
-        records = finished_stages(stages, Path(demo.output_dir) / "stages")
+        ran = stages.run_all()
+        records = stages.finished()
 
     if not ran:
         print(f"{demo.output_dir} is finished already; remove it to start afresh.\n")
@@ -58,71 +56,82 @@ def road(demo: Demo) -> list[Stage]:
         name: str,
         title: str,
         script: str,
-        produces: str,
+        produces: list[str],
+        after: list[str],
         recipe: str | None = None,
         *arguments: str,
         **settings: object,
     ) -> Stage:
         path = f"{RECIPES}/{recipe}.yaml" if recipe else None
-        command = [sys.executable, f"scripts/{script}.py", *arguments] + (["--config", path] if path else [])
-        written = read_yaml(path) if path else {}
-        for key, value in settings.items():
-            if written.get(key) != value:  # a command shows what its recipe doesn't say already
-                command += [f"--{key}", value if isinstance(value, str) else json.dumps(value)]
-        return Stage(name, title, command, path, [f"{root}/{produces}"])
+        command = script_command(script, path, settings, arguments)
+        return Stage(name, title, command, path, [f"{root}/{product}" for product in produces], after)
 
-    def pretrain(name: str, title: str, until: int, **settings: object) -> Stage:
-        settings |= {"output_dir": f"{root}/pretrain", "tokenizer": f"{root}/tokenizer"}
+    def pretrain(name: str, title: str, until: int, after: str, **settings: object) -> Stage:
+        settings |= {"output_dir": f"{root}/pretrain", "tokenizer": f"{root}/tokenizer", "keep_steps": [max_steps // 2]}
         settings |= {"sources": train_text, "eval_sources": held_out_text}
-        return stage(name, title, "pretrain", f"pretrain/checkpoints/step_{until:09d}", "pretrain", **settings)
-
-    def evaluate(name: str, model: str) -> Stage:
-        settings = {"model": model, "include_path": f"{root}/data/tasks", "held_out_sources": held_out_text}
-        output = f"evaluation/{name}"
         return stage(
-            f"evaluate-{name}",
-            f"Evaluate {name}",
-            "evaluate",
-            f"{output}/evaluation.json",
-            "eval",
-            output_dir=f"{root}/{output}",
-            **settings,
+            name, title, "pretrain", [f"pretrain/checkpoints/step_{until:09d}"], [after], "pretrain", **settings
         )
+
+    def evaluate(name: str, model: str, after: str) -> Stage:
+        settings = {"model": model, "include_path": f"{root}/data/tasks", "held_out_sources": held_out_text}
+        settings |= {"output_dir": f"{root}/evaluation/{name}"}
+        product = f"evaluation/{name}/evaluation.json"
+        return stage(f"evaluate-{name}", f"Evaluate {name}", "evaluate", [product], [after], "eval", **settings)
 
     def sample(name: str, model: str) -> Stage:
         output = f"samples/{name}.jsonl"
         settings = {"model": model, "prompts": f"{root}/data/prompts.jsonl", "output_file": f"{root}/{output}"}
-        return stage(f"sample-{name}", f"Sample answers of {name}", "sample_answers", output, "sample", **settings)
+        title = f"Sample answers of {name}"
+        return stage(f"sample-{name}", title, "sample_answers", [output], [name], "sample", **settings)
 
-    def train_on(folder: str) -> dict[str, object]:
+    def train(phase: str, title: str, after: str, model: str, folder: str) -> Stage:
         train, held_out = (f"{root}/data/{folder}/{split}.jsonl" for split in ("train", "heldout"))
-        return {
-            "output_dir": f"{root}/{'dpo' if folder == 'preference' else folder}",
+        settings = {
+            "model": model,
+            "output_dir": f"{root}/{phase}",
             "mixture": [{"name": "docstrings", "paths": [train]}],
             "eval_mixture": [{"name": "docstrings", "paths": [held_out]}],
         }
+        return stage(phase, title, phase, [f"{phase}/final", f"{phase}/summary.json"], [after], phase, **settings)
 
     data = {"output_dir": f"{root}/data"} | ({"text": demo.text} if demo.text else {})
+    prepared = [f"data/{part}" for part in ("summary.json", "pretrain", "heldout", "sft", "preference", "tasks")]
     tokenizer = {"output_dir": f"{root}/tokenizer", "sources": train_text}
     export = {"checkpoint": f"{root}/pretrain", "output_dir": f"{root}/base", "held_out_sources": held_out_text}
     base, sft, dpo = f"{root}/base", f"{root}/sft/final", f"{root}/dpo/final"
-    return [
-        stage("data", "Prepare text, conversations, preferences, tasks", "prepare_demo", "data/summary.json", **data),
-        stage("tokenizer", "Train the tokenizer", "train_tokenizer", "tokenizer/recipe.yaml", "tokenizer", **tokenizer),
-        pretrain("pretrain-1", "Pretrain the first half", max_steps // 2, stop_at_step=max_steps // 2),
-        pretrain("pretrain-2", "Resume in a new process and pretrain the second half", max_steps),
+    stages = [
+        stage("data", "Prepare text, conversations, preferences, tasks", "prepare_demo", prepared, [], **data),
         stage(
-            "export", "Export as a plain Llama folder, and prove it", "export", "base/parity.json", "export", **export
+            "tokenizer",
+            "Train the tokenizer",
+            "train_tokenizer",
+            ["tokenizer/recipe.yaml", "tokenizer"],
+            ["data"],
+            "tokenizer",
+            **tokenizer,
         ),
-        evaluate("base", base),
-        stage("sft", "Supervised fine-tuning", "sft", "sft/summary.json", "sft", model=base, **train_on("sft")),
-        evaluate("sft", sft),
+        pretrain("pretrain-1", "Pretrain the first half", max_steps // 2, "tokenizer", stop_at_step=max_steps // 2),
+        pretrain("pretrain-2", "Resume in a new process and pretrain the second half", max_steps, "pretrain-1"),
+        stage(
+            "export",
+            "Export as a plain Llama folder, and prove it",
+            "export",
+            ["base", "base/parity.json"],
+            ["pretrain-2"],
+            "export",
+            **export,
+        ),
+        evaluate("base", base, "export"),
+        train("sft", "Supervised fine-tuning", "export", base, "sft"),
+        evaluate("sft", sft, "sft"),
         sample("sft", sft),
-        stage("dpo", "Preference training", "dpo", "dpo/summary.json", "dpo", model=sft, **train_on("preference")),
-        evaluate("dpo", dpo),
+        train("dpo", "Preference training", "sft", sft, "preference"),
+        evaluate("dpo", dpo, "dpo"),
         sample("dpo", dpo),
-        stage("report", "Write the report", "report", "report.html", None, root),
     ]
+    everything = [before.name for before in stages]
+    return [*stages, stage("report", "Write the report", "report", ["report.html"], everything, None, root)]
 
 
 def show_results(demo: Demo, records: list[dict]) -> None:

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from genesis_hf.errors import UserError
-from genesis_hf.stages import Stage, finished_stages, run_stages
+from genesis_hf.stages import Stage, Stages
 
 
 def stage(name, folder, program, **extra):
@@ -15,46 +15,114 @@ def stage(name, folder, program, **extra):
     return Stage(name, name, [sys.executable, "-c", line], **extra)
 
 
+def makes(path, text="made"):
+    """A line of Python that writes a file."""
+    return f"open({str(path)!r}, 'w').write({text!r})"
+
+
 def ran(folder):
     return (folder / "log").read_text().split() if (folder / "log").exists() else []
 
 
+def pipeline(folder, *stages):
+    return Stages(list(stages), folder / "stages")
+
+
 def test_each_stage_runs_once(tmp_path):
-    stages = [stage(name, tmp_path, "pass") for name in ("one", "two", "three")]
-    assert run_stages(stages, tmp_path / "stages") is True
-    assert run_stages(stages, tmp_path / "stages") is False
+    stages = pipeline(tmp_path, *(stage(name, tmp_path, "pass") for name in ("one", "two", "three")))
+    assert stages.run_all() is True
+    assert stages.run_all() is False
     assert ran(tmp_path) == ["one", "two", "three"]
-    records = finished_stages(stages, tmp_path / "stages")
-    assert all(record["seconds"] >= 0 and record["peak_memory_gib"] > 0 for record in records)
+    assert all(record["seconds"] >= 0 and record["peak_memory_gib"] > 0 for record in stages.finished())
 
 
-def test_a_failed_stage_is_where_the_next_run_goes_on(tmp_path):
+def test_a_failed_stage_stops_what_comes_after_it_and_nothing_else(tmp_path, capsys):
     flag = tmp_path / "mended"
     broken = f"import os, sys; sys.exit(0 if os.path.exists({str(flag)!r}) else 3)"
-    stages = [stage("one", tmp_path, "pass"), stage("two", tmp_path, broken), stage("three", tmp_path, "pass")]
-    with pytest.raises(UserError, match="two ended with exit code 3"):
-        run_stages(stages, tmp_path / "stages")
+    stages = pipeline(
+        tmp_path,
+        stage("root", tmp_path, "pass"),
+        stage("left", tmp_path, broken, after=["root"]),
+        stage("leaf", tmp_path, "pass", after=["left"]),
+        stage("right", tmp_path, "pass", after=["root"]),
+    )
+    with pytest.raises(UserError, match=r"^left did not finish.*left out, for they come after: leaf"):
+        stages.run_all()
+    assert "left ended with exit code 3" in capsys.readouterr().err
+    assert ran(tmp_path) == ["root", "left", "right"]
     flag.touch()
-    run_stages(stages, tmp_path / "stages")
-    assert ran(tmp_path) == ["one", "two", "two", "three"]
+    assert stages.run_all() is True
+    assert ran(tmp_path) == ["root", "left", "right", "left", "leaf"]
+    assert stages.run_all() is False
 
 
-def test_leaving_early_with_exit_code_0_is_not_finished(tmp_path):
-    stages = [stage("one", tmp_path, "pass", produces=[str(tmp_path / "model")])]
-    with pytest.raises(UserError, match="stopped before"):
-        run_stages(stages, tmp_path / "stages")
-    assert finished_stages(stages, tmp_path / "stages") == []
+def test_leaving_early_with_exit_code_0_is_not_finished(tmp_path, capsys):
+    stages = pipeline(tmp_path, stage("one", tmp_path, "pass", produces=[str(tmp_path / "model")]))
+    with pytest.raises(UserError, match="one did not finish"):
+        stages.run_all()
+    assert "stopped before" in capsys.readouterr().err
+    assert stages.finished() == []
 
 
-def test_other_inputs_are_refused(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
+@pytest.mark.parametrize("what", ["recipe", "data", "command"])
+def test_other_inputs_are_refused_by_name(tmp_path, capsys, what):
+    recipe, data = tmp_path / "recipe.yaml", tmp_path / "data"
     recipe.write_text("a: 1")
-    stages = [stage("one", tmp_path, "pass", recipe=str(recipe)), stage("two", tmp_path, "pass")]
-    run_stages(stages, tmp_path / "stages")
-    recipe.write_text("a: 2")
-    with pytest.raises(UserError, match=r"one\.json: this stage was finished with another command"):
-        run_stages(stages, tmp_path / "stages")
+    data.mkdir()
+    (data / "text.jsonl").write_text("before")
+
+    def stages(program="pass"):
+        first = stage("one", tmp_path, program, recipe=str(recipe), reads=[str(data)])
+        return pipeline(tmp_path, first, stage("two", tmp_path, "pass"))
+
+    stages().run_all()
+    recipe.write_text("a: 2" if what == "recipe" else "a: 1")
+    (data / "text.jsonl").write_text("after" if what == "data" else "before")
+    with pytest.raises(UserError, match="one did not finish"):
+        stages("0" if what == "command" else "pass").run_all()
+    named = {"recipe": str(recipe), "data": str(data), "command": "command"}[what]
+    assert f"one.json: it was finished with other inputs (what changed: {named})" in capsys.readouterr().err
     assert ran(tmp_path) == ["one", "two"]
+
+
+def test_another_product_makes_what_comes_after_it_stale(tmp_path, capsys):
+    path = tmp_path / "product"
+
+    def stages(text):
+        first = stage("one", tmp_path, makes(path, text), produces=[str(path)])
+        return pipeline(tmp_path, first, stage("two", tmp_path, "pass", after=["one"]))
+
+    stages("first").run_all()
+    (tmp_path / "stages" / "one.json").unlink()
+    with pytest.raises(UserError, match="two did not finish"):
+        stages("second").run_all()
+    assert "what changed: stage one" in capsys.readouterr().err
+    (tmp_path / "stages" / "one.json").unlink()
+    stages("first").run_all()  # the same product again: what came after it stands
+    assert ran(tmp_path) == ["one", "two", "one", "one"]
+
+
+def test_a_lasting_product_stands_whatever_its_command_says_by_now(tmp_path):
+    path = tmp_path / "checkpoint"
+
+    def stages(program):
+        first = stage("trunk", tmp_path, program, produces=[str(path)], lasting=True)
+        return pipeline(tmp_path, first, stage("branch", tmp_path, "pass", after=["trunk"]))
+
+    stages(makes(path)).run_all()
+    assert stages("raise SystemExit(1)").run_all() is False
+    path.unlink()  # what came of it stands without it
+    assert stages("raise SystemExit(1)").run_all() is False
+    assert ran(tmp_path) == ["trunk", "branch"]
+
+
+def test_a_product_that_is_gone_is_made_again(tmp_path):
+    path = tmp_path / "product"
+    stages = pipeline(tmp_path, stage("one", tmp_path, makes(path), produces=[str(path)]))
+    stages.run_all()
+    path.unlink()
+    assert stages.run_all() is True
+    assert path.exists()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
@@ -69,7 +137,8 @@ def test_a_signal_lets_the_command_end_and_records_nothing(tmp_path, name):
     )
     program = (
         "import sys; from genesis_hf.stages import *; from genesis_hf.errors import report_user_errors\n"
-        f"with report_user_errors(): run_stages([Stage('one', 'one', [sys.executable, '-c', {command!r}])], 'stages')"
+        f"stage = Stage('one', 'one', [sys.executable, '-c', {command!r}])\n"
+        "with report_user_errors(): Stages([stage], 'stages').run_all()"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 130
@@ -83,7 +152,7 @@ def test_a_command_that_outlives_its_run_is_waited_for(tmp_path):
     command = "import sys; print('begun', flush=True); sys.stdin.readline(); open('done', 'w').close()"
     program = (
         "import sys; from genesis_hf.stages import *\n"
-        f"with only_one('.'): run_stages([Stage('one', 'one', [sys.executable, '-c', {command!r}])], 'stages')"
+        f"with only_one('.'): Stages([Stage('one', 'one', [sys.executable, '-c', {command!r}])], 'stages').run_all()"
     )
     run = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

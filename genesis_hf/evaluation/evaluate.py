@@ -23,8 +23,7 @@ from genesis_hf.evaluation.held_out import held_out_settings, measure_held_out, 
 from genesis_hf.evaluation.results import RESULTS, Evaluation
 from genesis_hf.evaluation.scores import score_group, score_task
 from genesis_hf.evaluation.suspects import try_suspects
-from genesis_hf.export import MODEL_FILES
-from genesis_hf.files import folder_sha256
+from genesis_hf.files import MODEL_FILES, folder_sha256
 
 T = TypeVar("T")
 

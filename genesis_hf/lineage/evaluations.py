@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genesis_hf.evaluation.results import RESULTS
-from genesis_hf.export import MODEL_FILES
 from genesis_hf.exporting.source import WEIGHTS
-from genesis_hf.files import folder_sha256, read_json, remembered_sha256
+from genesis_hf.files import MODEL_FILES, folder_sha256, read_json, remembered_sha256
 from genesis_hf.lineage.nodes import Node
 
 

@@ -69,7 +69,7 @@ def read_tree(roots: Sequence[str | Path], evaluations: bool = True) -> Tree:
 
 
 def chain_checkpoints(nodes: list[Node]) -> None:
-    """Each checkpoint's parent is the one before it in its run; a fork's first one is, or follows, one of another run."""
+    """Each checkpoint's parent is the one before it in its run; a fork begins with a copy of one of another run."""
     for run, group in groupby((node for node in nodes if node.kind == "checkpoint"), lambda node: node.run):
         chain = sorted(group, key=lambda node: node.step)
         for before, after in pairwise(chain):

@@ -9,8 +9,8 @@ from genesis_hf.checkpoint.folders import checkpoint_folder, find_checkpoint
 from genesis_hf.config import PublishRecipe
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation.results import RESULTS
-from genesis_hf.export import MODEL_FILES, REPORT, export_checkpoint
-from genesis_hf.files import folder_sha256, read_json
+from genesis_hf.export import REPORT, export_checkpoint
+from genesis_hf.files import MODEL_FILES, folder_sha256, read_json
 from genesis_hf.runs import Run, read_run
 from genesis_hf.tokenizer import load_tokenizer
 
