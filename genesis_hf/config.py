@@ -804,7 +804,10 @@ def coerce(value: Any, kind: Any, where: str) -> Any:
         if value not in arguments:
             raise UserError(f"{where} is {value!r}; it must be one of {', '.join(map(str, arguments))}")
         return value
-    if is_dataclass(kind) and isinstance(value, dict):
+    if is_dataclass(kind):
+        value = from_text(value)
+        if not isinstance(value, dict):
+            raise UserError(f"{where} must be a mapping with the keys {', '.join(f.name for f in fields(kind))}")
         return build(kind, value, where)
     if kind in (list, tuple) or origin in (list, tuple):
         value = from_text(value)

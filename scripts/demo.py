@@ -136,7 +136,10 @@ def road(demo: Demo) -> list[Stage]:
 
 def show_results(demo: Demo, records: list[dict]) -> None:
     """The table, a few answers, and what to do next."""
-    from genesis_hf.report import collect, findings, results_rows, sample_text, text_table
+    from genesis_hf.report.material import collect
+    from genesis_hf.report.pages import sample_text
+    from genesis_hf.report.results import findings, results_rows
+    from genesis_hf.report.tables import text_table
 
     root = demo.output_dir
     material = collect([root])

@@ -2,7 +2,7 @@
 
     python scripts/report.py RUN [RUN …] [--output_file report.html]
 
-RUN is a run directory or a folder that holds several, as the demo's.
+RUN is a run directory or a folder that holds several, as the demo's. Runs may be going on, stopped or crashed.
 """
 
 import _env  # noqa: F401
@@ -11,7 +11,6 @@ import argparse
 from pathlib import Path
 
 from genesis_hf.errors import UserError, report_user_errors
-from genesis_hf.report import collect, findings, write_report
 
 
 def main() -> None:
@@ -23,9 +22,13 @@ def main() -> None:
     if output_file.suffix != ".html":
         raise UserError(f"output_file {output_file}: its name must end with .html")
 
+    from genesis_hf.report.material import collect
+    from genesis_hf.report.pages import write_report
+    from genesis_hf.report.sections import headlines
+
     material = collect(arguments.runs)
     path = write_report(material, output_file)
-    print("\n".join(findings(material)))
+    print(*headlines(material), sep="\n")
     print(f"report: {path}, {path.with_suffix('.md')}")
 
 

@@ -15,12 +15,14 @@ from conftest import ROOT, run_script
 from hub_upload_server import HubUploadServer
 from hypothesis import given
 from hypothesis import strategies as st
+from reading_here import read_in_this_process
 from small_runs import small_recipe
 
+from genesis_hf import export
 from genesis_hf.config import PretrainRecipe, PublishRecipe, build
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation.results import Evaluation
-from genesis_hf.export import MODEL_FILES, export_checkpoint
+from genesis_hf.export import MODEL_FILES
 from genesis_hf.files import edit_json, folder_sha256
 from genesis_hf.publishing.publish import Published, publish
 from genesis_hf.publishing.secrets import refuse_secrets
@@ -40,7 +42,9 @@ def exported(corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.Temp
     recipe = small_recipe(corpus, tokenizer_folder, run, **settings)
     checkpoint = pretrain(build(PretrainRecipe, recipe, "test"))
     folder = run / "exports" / f"{checkpoint.name}-float32"
-    export_checkpoint(checkpoint, folder)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        read_in_this_process(export, monkeypatch)
+        export.export_checkpoint(checkpoint, folder)
     return folder
 
 

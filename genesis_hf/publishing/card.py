@@ -17,7 +17,8 @@ from genesis_hf.files import read_json
 from genesis_hf.publishing.layout import MAIN
 from genesis_hf.publishing.lineage import ancestors, base_model, is_pretraining, lineage_rows
 from genesis_hf.publishing.model import Model, measured_on_these_files
-from genesis_hf.report import Material, Rows, preference_figures, text_table
+from genesis_hf.report.results import preference_figures
+from genesis_hf.report.tables import Rows, text_table
 from genesis_hf.runs import Run
 
 TEMPLATE = files("genesis_hf") / "assets" / "model_card.md.jinja"
@@ -260,7 +261,7 @@ def held_out_rows(run: Run | None) -> Rows:
     if run.summary.get("phase") == "sft" and measured:
         losses = [plus_minus(measured[when]["loss"], measured[when]["stderr"]) for when in ("before", "after")]
         rows.append(["loss of answers, nats a token ↓", *losses])
-    return rows + [list(row) for row in preference_figures(Material([run.folder], runs=[run]))]
+    return rows + [list(row) for row in preference_figures([run.summary])]
 
 
 # ---------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from genesis_hf.report import Rows
+from genesis_hf.report.tables import Rows
 from genesis_hf.runs import Run, read_run
 
 FURTHEST = 10

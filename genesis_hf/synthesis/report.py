@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from genesis_hf.report import STYLE, Rows, html_table
+from genesis_hf.report.pages import STYLE
+from genesis_hf.report.tables import Rows, html_table
 
 # ---------------------------------------------------------------------------------------------------------
 # Conversations

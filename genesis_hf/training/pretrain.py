@@ -23,6 +23,7 @@ from genesis_hf.errors import UserError
 from genesis_hf.modeling import parameter_count
 from genesis_hf.tokenizer import load_tokenizer
 from genesis_hf.training.distributed import collective_timeout, make_accelerator, refuse_unshared_folder
+from genesis_hf.training.energy import open_meter
 from genesis_hf.training.guard import StepGuard
 from genesis_hf.training.heldout import HeldOut, hashed_out_sources
 from genesis_hf.training.metrics import MetricsWriter, Throughput
@@ -116,6 +117,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     trackers = Trackers(recipe, accelerator)
     parameters = parameter_count(config)
     throughput = Throughput(config, recipe.sequence_length, rows_per_step, parameters, accelerator.num_processes)
+    meter = open_meter(accelerator.device)
     accelerator.print(describe(recipe, config, parameters, accelerator.num_processes))
     progress = tqdm(
         total=recipe.last_step,
@@ -208,6 +210,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
                     "learning_rate": rate,
                     "tokens_seen": state["tokens_seen"],
                     **throughput.read(step),
+                    "energy_joules": meter.read(),
                     "save_stall_seconds": round(checkpoints.take_stall(), 3),
                     "skipped_steps": counts["skipped"],
                     "spikes": counts["spikes"],
