@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
+import atexit
 import functools
 import json
 import random
@@ -36,69 +37,122 @@ TINY_MODEL = {
 """`model:` of a recipe that trains in a second."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Each process gets a run of files, and in the end some of what the slower ones have left (`--dist=worksteal`).
+
+    xdist's own default deals tests out by turns, so that all processes make the fixtures of every file.
+    """
+    if config.getvalue("dist") != "load":
+        return None
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def conversation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Encoded conversations of tests are kept apart from the user's own."""
     os.environ["GENESIS_HF_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
-def run_script(*arguments: object, check: bool = True, **environment: str) -> subprocess.CompletedProcess:
-    """`python scripts/…` as a user calls it; libraries are imported once for all calls in one environment."""
-    if environment or warm_environment() != WARM_ENVIRONMENT or not str(arguments[0]).startswith("scripts/"):
-        return run_command([sys.executable, *arguments], check, environment)
-    return checked(run_warm([str(word) for word in arguments]), check)
+LIBRARIES = (
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "torch.distributed.run",
+    "pyarrow.dataset",
+    "pandas",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+)
+"""What takes longest to import, none of it ours and none that knows the Hub."""
+
+EVERYTHING = (
+    *LIBRARIES,
+    "accelerate.commands.accelerate_cli",
+    "lm_eval.evaluator",
+    "genesis_hf.training.pretrain",
+    "genesis_hf.post_training.dpo",
+    "genesis_hf.publishing.publish",
+)
 
 
-def warm_environment() -> dict[str, str]:
-    """What libraries may have read when they were imported."""
-    return {key: value for key, value in os.environ.items() if key not in ("PYTEST_CURRENT_TEST", "GENESIS_HF_CACHE")}
+def run_script(
+    *arguments: object, check: bool = True, warm: tuple = EVERYTHING, **environment: str
+) -> subprocess.CompletedProcess:
+    """`python scripts/…` as a user calls it, in a fork of a Python that has imported `warm` (tests/warm_python.py).
 
-
-WARM_ENVIRONMENT = warm_environment()
-
-
-@functools.cache
-def warm_python() -> subprocess.Popen:
-    """One for a worker of the suite; it ends with the worker, when its stdin is closed."""
-    command = [sys.executable, ROOT / "tests" / "warm_python.py"]
-    return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def run_warm(arguments: list[str]) -> subprocess.CompletedProcess:
-    python = warm_python()
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: os.path.join(folder, name) for name in ("stdout", "stderr")}
-        print(
-            json.dumps({"arguments": arguments, "environment": dict(os.environ), **files}),
-            file=python.stdin,
-            flush=True,
-        )
-        code = int(python.stdout.readline())
-        written = {name: Path(path).read_text() for name, path in files.items()}
-    return subprocess.CompletedProcess(arguments, code, **written)
+    warm: fewer where `environment` changes what those read when they are imported; nothing for a Python of its own.
+    """
+    return run_python(list(arguments), check, environment, warm)
 
 
 def launch(
-    topology: str, *arguments: object, check: bool = True, options: tuple = (), **environment: str
+    topology: str, *arguments: object, check: bool = True, options: tuple = (), warm: tuple = EVERYTHING
 ) -> subprocess.CompletedProcess:
-    """`accelerate launch --config_file accelerate_configs/TOPOLOGY.yaml [options] scripts/…`"""
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
-    return run_command(
-        [*accelerate, "--config_file", f"accelerate_configs/{topology}.yaml", *options, *arguments], check, environment
-    )
+    """`accelerate launch --config_file accelerate_configs/TOPOLOGY.yaml [options] scripts/…`; warm: see `run_script`.
+
+    All else is as ever: the launcher's processes are its children, in the environment that it makes for them.
+    """
+    accelerate = ["-m", "accelerate.commands.accelerate_cli", "launch", "--main_process_port", "0"]
+    configuration = ["--config_file", f"accelerate_configs/{topology}.yaml", *options]
+    return run_python([*accelerate, *configuration, *arguments], check, {}, warm)
 
 
-def run_command(command: list, check: bool, environment: dict[str, str]) -> subprocess.CompletedProcess:
-    result = subprocess.run(
-        [str(word) for word in command], cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    return checked(result, check)
-
-
-def checked(result: subprocess.CompletedProcess, check: bool) -> subprocess.CompletedProcess:
+def run_python(arguments: list, check: bool, changes: dict[str, str], warm: tuple) -> subprocess.CompletedProcess:
+    """In a fork of a Python that was started in the same environment, but for what is read later, or in its own."""
+    words = [str(word) for word in arguments]
+    environment = {**user_environment(), **changes}
+    changed = {key for key, _ in environment.items() ^ IMPORTED.items()} - READ_LATER
+    if any(not key.startswith("HF_") for key in changed):
+        warm = ()
+    elif changed and warm == EVERYTHING:
+        warm = LIBRARIES
+    if warm:
+        result = run_warm(warm, words, environment)
+    else:
+        result = subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True)
     if check and result.returncode:
         raise AssertionError(f"exit code {result.returncode}\n{result.stdout[-3000:]}\n{result.stderr[-6000:]}")
     return result
+
+
+IMPORTED = dict(os.environ)
+READ_LATER = {"PYTEST_CURRENT_TEST", "GENESIS_HF_CACHE"}
+"""What no library looks at when it is imported."""
+SET_BY_IMPORTS = {
+    "GRADIO_ANALYTICS_ENABLED",
+    "HF_XET_HIGH_PERFORMANCE",
+    "KMP_DUPLICATE_LIB_OK",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
+}
+"""What the playground, lm_eval and torch leave in the environment of a process that imports them, or compiles."""
+
+
+def user_environment() -> dict[str, str]:
+    """That of the suite, as tests have changed it."""
+    return {key: value for key, value in os.environ.items() if key in IMPORTED or key not in SET_BY_IMPORTS}
+
+
+@functools.cache
+def warm_python(modules: tuple) -> subprocess.Popen:
+    """One for a worker of the suite; it ends with the worker, when its stdin is closed."""
+    command = [sys.executable, ROOT / "tests" / "warm_python.py", *modules]
+    python = subprocess.Popen(command, cwd=ROOT, env=IMPORTED, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    atexit.register(python.communicate)
+    return python
+
+
+def run_warm(modules: tuple, arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess:
+    python = warm_python(modules)
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: os.path.join(folder, name) for name in ("stdout", "stderr")}
+        asked = {"arguments": arguments, "environment": environment, **files}
+        print(json.dumps(asked), file=python.stdin, flush=True)
+        code = int(python.stdout.readline())
+        written = {name: Path(path).read_text() for name, path in files.items()}
+    return subprocess.CompletedProcess(arguments, code, **written)
 
 
 @pytest.fixture(scope="session")

@@ -97,7 +97,7 @@ def test_env_of_a_recipe_is_set_before_torch_is_imported(recipe_file):
         f"import os, sys; sys.argv = ['x', '--config', {str(recipe_file)!r}]; sys.path.insert(0, 'scripts'); "
         "import _env; print(os.environ.get('NCCL_P2P_DISABLE'), 'torch' in sys.modules)"
     )
-    assert run_script("-c", program).stdout.split() == ["1", "False"]
+    assert run_script("-c", program, warm=()).stdout.split() == ["1", "False"]
 
 
 @pytest.mark.parametrize("path", sorted(p.relative_to(ROOT).as_posix() for p in ROOT.glob("recipes/*/pretrain.yaml")))

@@ -1,21 +1,20 @@
 """Export: a plain Llama folder that computes what the live model computes, or none at all."""
 
 import json
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import LIBRARIES, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reading_here import read_in_this_process
 from small_models import byte_tokenizer, random_model
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from genesis_hf import export
 from genesis_hf.checkpoint.folders import checkpoint_folder
 from genesis_hf.checkpoint.reader import SafeLoadPlanner
 from genesis_hf.checkpoint.restore import load_model
@@ -68,7 +67,7 @@ def test_a_stranger_reads_the_same_logits(run: Path, exported: Path) -> None:
         "torch.save(m(torch.arange(100)[None]).logits, sys.argv[2])"
     )
     out = exported.parent / "logits.pt"
-    subprocess.run([sys.executable, "-I", "-c", program, exported, out], check=True, cwd=exported.parent)
+    run_script("-c", program, exported, out, warm=LIBRARIES)
     live = random_model(tied=True)(torch.arange(100)[None]).logits
     assert (torch.load(out) - live).abs().max() <= TOLERANCE
 
@@ -170,7 +169,8 @@ def test_second_run_recognises_the_export(run: Path, exported: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
 
 
-def test_bfloat16_untied_and_replacing(untied_run: Path, tmp_path: Path) -> None:
+def test_bfloat16_untied_and_replacing(untied_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read_in_this_process(export, monkeypatch)
     model, output_dir = random_model(tied=False), tmp_path / "out"
     for left in (".out.exporting", ".out.live"):  # by an export that was killed
         (tmp_path / left).mkdir()
@@ -265,8 +265,12 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
 
 def test_full_disk_is_one_line(run: Path, tmp_path: Path) -> None:
     """Files beyond 100 KB can't be written; the weights take more."""
-    words = [sys.executable, "scripts/export.py", "--checkpoint", str(run), "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run(["bash", "-c", f"ulimit -f 100; exec {shlex.join(words)}"], capture_output=True, text=True)
+    program = (
+        "import resource, runpy, sys; sys.path.insert(0, 'scripts')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
+        "runpy.run_path('scripts/export.py', run_name='__main__')\n"
+    )
+    done = run_script("-c", program, "--checkpoint", run, "--output_dir", tmp_path / "out", check=False)
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2, done.stderr
     assert last.startswith(f"error: {tmp_path}: ")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import launch, run_script
 from small_runs import losses, write_recipe
-from test_pretrain import assert_same_run, train, values, weights  # noqa: F401
+from test_pretrain import assert_same_run, train, twelve_steps, values, weights  # noqa: F401
 
 import genesis_hf.training.pretrain as loop
 from genesis_hf.checkpoint.folders import complete_checkpoints, read_trainer_state
@@ -85,6 +85,17 @@ def test_a_nan_in_the_gradient_of_one_process_is_skipped_by_both(values, tmp_pat
         assert records(two)[step]["loss"] == pytest.approx(records(one)[step]["loss"], rel=1e-5)
 
 
+@pytest.fixture(scope="module")
+def left_alone(corpus, tokenizer_folder, tmp_path_factory):
+    """A recipe for two processes, and the run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("left_alone")
+    changes = {"num_processes": 2, "eval_sources": [], "hang_minutes": 0.1, "save_async": False}
+    steps = {**twelve_steps(corpus, tokenizer_folder, folder / "run"), **changes}
+    recipe = write_recipe(steps, folder / "recipe.yaml")
+    launch("ddp_2gpu", "scripts/pretrain.py", "--config", recipe)
+    return recipe, steps["output_dir"]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -94,12 +105,9 @@ def test_a_nan_in_the_gradient_of_one_process_is_skipped_by_both(values, tmp_pat
     ],
     ids=["asleep", "dead", "out of memory"],
 )
-def test_a_process_that_fails_is_brought_back(values, tmp_path, fault):  # noqa: F811
+def test_a_process_that_fails_is_brought_back(left_alone, tmp_path, fault):
     """`--max_restarts` starts all of them again, from the last checkpoint, and the run ends as if nothing had been."""
-    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    values.update(num_processes=2, eval_sources=[], hang_minutes=0.1, save_async=False)
-    recipe = write_recipe(values, tmp_path / "recipe.yaml")
-    launch("ddp_2gpu", "scripts/pretrain.py", "--config", recipe, "--output_dir", whole)
+    (recipe, whole), parts = left_alone, str(tmp_path / "parts")
     program = faulty_program(tmp_path, fault)
     options = ("--max_restarts", 1, "--monitor_interval", 0.1)
     result = launch("ddp_2gpu", program, "--config", recipe, "--output_dir", parts, options=options)

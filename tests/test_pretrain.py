@@ -10,15 +10,16 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from conftest import ROOT, TINY_MODEL, launch, run_script
+from reading_here import read_in_this_process
 from small_runs import losses, small_recipe, write_recipe
 from transformers import LlamaForCausalLM
 
+from genesis_hf import export
 from genesis_hf.checkpoint.folders import checkpoint_step, complete_checkpoints
 from genesis_hf.checkpoint.manifest import verify_checkpoint
 from genesis_hf.checkpoint.restore import load_model
 from genesis_hf.config import PretrainRecipe, build
 from genesis_hf.errors import UserError
-from genesis_hf.export import resolve_model
 from genesis_hf.training.metrics import read_metrics
 from genesis_hf.training.pretrain import pretrain
 from genesis_hf.training.schedule import learning_rate
@@ -26,11 +27,15 @@ from genesis_hf.training.schedule import learning_rate
 
 @pytest.fixture
 def values(corpus, tokenizer_folder, tmp_path):
-    """A recipe of 12 steps, as plain values."""
+    return twelve_steps(corpus, tokenizer_folder, tmp_path / "run")
+
+
+def twelve_steps(corpus, tokenizer_folder, output_dir):
+    """A recipe, as plain values."""
     return small_recipe(
         corpus,
         tokenizer_folder,
-        tmp_path / "run",
+        output_dir,
         eval_sources=[{"name": "heldout", "paths": [str(corpus / "heldout.jsonl")]}],
         eval_rows=6,
         logging_steps=1,
@@ -349,9 +354,10 @@ def test_a_finished_run_is_extended(values):
     assert train(values, extended_at=[6]).name == "step_000000012"
 
 
-def test_a_run_directory_serves_as_a_model(values):
+def test_a_run_directory_serves_as_a_model(values, monkeypatch):
+    read_in_this_process(export, monkeypatch)
     folder = train(values)
-    exported = resolve_model(values["output_dir"])
+    exported = export.resolve_model(values["output_dir"])
     ids = torch.arange(3, 40)[None]
     again = LlamaForCausalLM.from_pretrained(exported)
     torch.testing.assert_close(again(ids).logits, load_model(folder)(ids).logits, rtol=0, atol=1e-5)

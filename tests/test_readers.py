@@ -1,14 +1,11 @@
 import gzip
 import json
-import os
-import subprocess
-import sys
 import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
+from conftest import run_script
 from hub_server import GATED, HubServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -418,13 +415,7 @@ with report_user_errors():
 
 def read_hub(environment, *jobs):
     """Each job's (source, position or None, count) in a new process: (blocks and their positions, waits, error)."""
-    result = subprocess.run(
-        [sys.executable, "-c", READ_FROM_THE_HUB, json.dumps(jobs)],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
+    result = run_script("-c", READ_FROM_THE_HUB, json.dumps(jobs), check=False, **environment)
     assert result.returncode in (0, 2), result.stderr[-3000:]
     return result, [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -487,7 +478,7 @@ def test_a_hub_that_refuses_or_is_gone_ends_in_one_line(tmp_path):
             assert waits == []
         # A copy that another program downloaded holds the same rows, but not in these shards: it is no answer.
         load = f"import datasets; datasets.load_dataset({hub.name!r})"
-        subprocess.run([sys.executable, "-c", load], env={**os.environ, **environment}, check=True)
+        run_script("-c", load, **environment)
         hub.fail("README", ["drop"] * 99)
         result, ((_, waits, _),) = read_hub(environment, (place, None, 9))
         assert waits == [1, 2, 4, 8, 16, 32, 60]

@@ -4,13 +4,12 @@ import gzip
 import json
 import random
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import ROOT, run_script
+from conftest import LIBRARIES, ROOT, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
@@ -326,8 +325,7 @@ def test_autotokenizer_reads_the_folder_without_our_code(folder: Path, slow: sen
         "import sys; from transformers import AutoTokenizer; t = AutoTokenizer.from_pretrained(sys.argv[1]);"
         "print(t(sys.argv[2]).input_ids); assert 'genesis_hf' not in sys.modules"
     )
-    command = [sys.executable, "-I", "-c", program, str(folder), text]
-    assert json.loads(subprocess.run(command, capture_output=True, check=True).stdout) == slow.encode(text)
+    assert json.loads(run_script("-c", program, folder, text, warm=LIBRARIES).stdout) == slow.encode(text)
 
 
 def test_config_names_what_older_readers_need(folder: Path):

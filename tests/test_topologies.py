@@ -70,7 +70,7 @@ def test_any_micro_batch_gives_the_gradients_of_one_large_batch(one_process):
 
 
 def test_fsdp2_and_ddp_give_the_gradients_of_one_process(one_process, tmp_path):
-    launch("fsdp2_2gpu", "tests/topology_program.py", tmp_path)
+    launch("fsdp2_2gpu", "tests/topology_program.py", tmp_path, warm=())
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     assert sorted(found) == ["DDP", "FSDP2"]
     for gradients in found.values():

@@ -1,49 +1,77 @@
-"""A Python that has imported the libraries, and runs each script in a fork of itself: saves five seconds a script.
+"""A Python that has imported libraries, and runs each program in a fork of itself: saves five seconds a program.
 
-A command is a JSON object a line on stdin: `arguments`, `environment`, and the files `stdout` and `stderr` to write;
-its exit code is a line on stdout. What libraries read from the environment while being imported can't be changed here:
-`conftest.run_script` starts a Python of its own for that.
+    python tests/warm_python.py MODULE …
+
+imports these and reads commands: a JSON object a line on stdin, with the `arguments` of python (`SCRIPT …`,
+`-m MODULE …` or `-c PROGRAM …`), its `environment`, and the files `stdout` and `stderr` to write. The exit code is a
+line on stdout. Where the program is `accelerate launch`, the processes that it starts are forks, too, with the
+environment that it makes for them: its own children, each in a session of its own, to be killed like any others.
+
+What the modules read from the environment when they are imported can't be changed here, and all programs have the same
+seed of `hash`: `conftest.run_script` and `launch` start a Python of its own where that matters.
 """
 
 import atexit
 import gc
+import importlib
 import json
 import os
 import runpy
+import signal
 import sys
+import types
+from multiprocessing.popen_fork import Popen
 
 
 def main() -> None:
     """Answer until stdin ends."""
-    import lm_eval.evaluator  # noqa: F401
-    import matplotlib.pyplot  # noqa: F401
-    import trl  # noqa: F401
+    del sys.path[0]  # this folder
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
 
-    import genesis_hf  # noqa: F401
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
+    SubprocessHandler._popen = lambda handler, words, environment: Popen(Rank(list(words), environment))
     gc.freeze()  # so that a fork's collections leave alone, and needn't copy, what is here
     for line in sys.stdin:
         asked = json.loads(line)
         child = os.fork()
         if child == 0:
-            os._exit(become(asked))
+            nothing = os.open(os.devnull, os.O_RDONLY)
+            written = [os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("stdout", "stderr")]
+            for number, file in enumerate([nothing, *written]):
+                os.dup2(file, number)
+            become(asked["arguments"], asked["environment"])
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 
-def become(asked: dict) -> int:
-    """Be `python ARGUMENTS` to its end, but for tidying memory, and give its exit code."""
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    written = [os.open(asked[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("stdout", "stderr")]
-    for number, file in enumerate([nothing, *written]):
-        os.dup2(file, number)
+class Rank:
+    """`python -u SCRIPT …` as torchrun starts it, for `multiprocessing` to fork."""
+
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        if words[:2] != [sys.executable, "-u"]:
+            raise NotImplementedError(words)
+        self.arguments, self.environment = words[2:], environment
+
+    def _bootstrap(self, parent_sentinel: int) -> None:
+        os.setsid()
+        become(self.arguments, self.environment)
+
+
+def become(arguments: list[str], environment: dict[str, str]) -> None:
+    """Be `python ARGUMENTS` to its end, but for tidying memory."""
+    gc.freeze()  # what is here is the parent's
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
-    os.environ.update(asked["environment"])
-    sys.argv = asked["arguments"]
-    sys.path.insert(0, os.path.dirname(sys.argv[0]))
+    os.environ.update(environment)
     code: object = None
     try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        run(arguments)
     except SystemExit as exit:
         code = exit.code
     except BaseException as error:
@@ -55,7 +83,25 @@ def become(asked: dict) -> int:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    return int(code or 0)
+    os._exit(int(code or 0))
+
+
+def run(arguments: list[str]) -> None:
+    """What `python ARGUMENTS` runs, as `__main__`."""
+    option, *others = arguments
+    if option == "-m":
+        sys.argv = others
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    elif option == "-c":
+        sys.argv = ["-c", *others[1:]]
+        sys.path.insert(0, "")
+        module = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(others[0], vars(module))
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, os.path.dirname(option))
+        runpy.run_path(option, run_name="__main__")
 
 
 if __name__ == "__main__":
