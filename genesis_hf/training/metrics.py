@@ -35,10 +35,14 @@ class MetricsWriter:
         self.forget_after(resumed_step)
 
     def write(self, record: dict[str, Any]) -> None:
-        """One line of metrics.jsonl, in the operating system's cache when this returns; null for what is not finite."""
+        """One line of metrics.jsonl, in the operating system's cache when this returns; null for what is not finite.
+
+        `time`, seconds since 1970, is added to what the record says.
+        """
         if not self.is_main:
             return
         record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+        record["time"] = round(time.time(), 1)
         append_json(self.path, record)
         write_text(self.path.with_name("latest.json"), json.dumps(record, indent=1) + "\n")
 
