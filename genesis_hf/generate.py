@@ -1,10 +1,10 @@
-"""Answers of a chat model: batched sampling of many, and one token by token for a terminal."""
+"""Answers of a chat model: batched sampling of many, and one token by token for somebody who watches."""
 
 import copy
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,9 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    StoppingCriteria,
-    StoppingCriteriaList,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
-    TextIteratorStreamer,
+    TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
@@ -212,45 +211,129 @@ def pad_left(rows: list[list[int]], pad_token_id: int, device: torch.device) -> 
     }
 
 
-class AskedToStop(StoppingCriteria):
-    """Ends generation when a function says so."""
+# ---------------------------------------------------------------------------------------------------------
+# Token by token
+# ---------------------------------------------------------------------------------------------------------
 
-    def __init__(self, asked: Callable[[], bool]) -> None:
-        self.asked = asked
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        """(rows,) bool"""
-        return torch.full((input_ids.shape[0],), self.asked(), device=input_ids.device)
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer, as it is written."""
+
+    id: int
+    text: str
+    """what it adds to the text: nothing where a character is not whole yet, and nothing of the stop token's own"""
+    probability: float
+    """the model's own, before temperature, penalty and cuts"""
+    alternatives: list[tuple[str, float]]
+    """the likeliest tokens at this place, as text, with the model's own probabilities"""
+    stops: bool = False
+
+
+@torch.inference_mode()
+def stream_tokens(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt_ids: list[int],
+    settings: GenerationConfig,
+    seed: int | None = None,
+    alternatives: int = 0,
+) -> Iterator[Token]:
+    """What the model writes after some ids, each token as soon as it is there; the stop token is the last one.
+
+    The model computes only when it is asked for the next token, in the thread that asks: to leave the iterator is to
+    stop it. What is drawn is what `sample_answers` draws for its first prompt with this seed. A prompt that leaves no
+    room for `max_new_tokens` loses its beginning.
+
+    Args:
+        settings: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `eos_token_id`.
+        seed: of the draws; None: another one each time.
+        alternatives: how many of the likeliest tokens to name.
+    """
+    steps = settings.max_new_tokens
+    ids = torch.tensor([prompt_ids[-max(1, context_length(model) - steps) :]], device=model.device)
+    width, stops = ids.shape[1], stop_ids(settings)
+    processors = LogitsProcessorList()
+    if settings.repetition_penalty not in (None, 1.0):
+        processors.append(RepetitionPenaltyLogitsProcessor(settings.repetition_penalty))
+    if settings.do_sample:
+        draws = np.random.default_rng(None if seed is None else (seed, 0)).random((1, steps))
+        processors.append(TemperatureLogitsWarper(settings.temperature))
+        processors += [TopKLogitsWarper(settings.top_k)] if settings.top_k else []
+        processors += [TopPLogitsWarper(settings.top_p), Draw(torch.tensor(draws, device=model.device), width)]
+    text, cache, unread = GrowingText(tokenizer, prompt_ids), None, ids
+    for step in range(1, steps + 1):
+        output = model(input_ids=unread, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache, logits = output.past_key_values, output.logits[:, -1].float()
+        probabilities = logits.softmax(dim=-1)[0]
+        unread = processors(ids, logits).argmax(dim=-1, keepdim=True)
+        ids = torch.cat([ids, unread], dim=1)
+        token = int(unread)
+        likeliest = probabilities.topk(min(alternatives, probabilities.numel()))
+        names = [tokenizer.decode([i]) for i in likeliest.indices.tolist()]
+        stopped = token in stops
+        piece = "" if stopped else text.add(token)
+        if stopped or step == steps:
+            piece += text.rest()
+        pairs = list(zip(names, likeliest.values.tolist(), strict=True))
+        yield Token(token, piece, float(probabilities[token]), pairs, stopped)
+        if stopped:
+            return
 
 
 def stream_answer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompt_ids: list[int], settings: GenerationConfig
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt_ids: list[int],
+    settings: GenerationConfig,
+    seed: int | None = None,
 ) -> Iterator[str]:
-    """The answer in pieces as it is written; closing the iterator stops the model."""
-    stopped = False
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
-    prompt_ids = prompt_ids[-max(1, model.config.max_position_embeddings - settings.max_new_tokens) :]
-    failure: list[BaseException] = []
+    """The text of `stream_tokens` in pieces; closing the iterator stops the model."""
+    for token in stream_tokens(model, tokenizer, prompt_ids, settings, seed):
+        if token.text:
+            yield token.text
 
-    def write() -> None:
-        try:
-            model.generate(
-                **pad_left([prompt_ids], tokenizer.pad_token_id, model.device),
-                generation_config=settings,
-                streamer=streamer,
-                stopping_criteria=StoppingCriteriaList([AskedToStop(lambda: stopped)]),
-            )
-        except Exception as error:
-            failure.append(error)
-            streamer.end()
 
-    writer = Thread(target=write)
-    writer.start()
-    try:
-        for piece in streamer:
-            yield piece.removesuffix(tokenizer.eos_token)
-        if failure:
-            raise failure[0]
-    finally:
-        stopped = True
-        writer.join()
+def stop_ids(settings: GenerationConfig) -> set[int]:
+    """The tokens that end an answer."""
+    eos = settings.eos_token_id
+    return set() if eos is None else set(eos) if isinstance(eos, list) else {eos}
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Tokens of prompt and answer together."""
+    return getattr(model.config, "max_position_embeddings", None) or 2048
+
+
+class GrowingText:
+    """Text of ids that come one at a time.
+
+    `tokenizers.DecodeStream` raises where a model writes bytes that are no character, as small ones do. Only the last
+    ids are decoded again, with those before them, since a decoder may treat the beginning of a text otherwise.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, before: Sequence[int]) -> None:
+        self.tokenizer = tokenizer
+        self.ids = list(before[-4:])
+        self.begin, self.shown = 0, len(self.ids)
+
+    def add(self, token: int) -> str:
+        """What the text grows by; nothing until a character is whole."""
+        self.ids.append(token)
+        piece = self.unseen()
+        # A character has up to four bytes; what is no character by then never becomes one.
+        if piece.endswith("\ufffd") and len(self.ids) - self.shown < 4:
+            return ""
+        self.begin, self.shown = self.shown, len(self.ids)
+        return piece
+
+    def rest(self) -> str:
+        """What is left of a character that no further id completes."""
+        piece = self.unseen()
+        self.begin, self.shown = self.shown, len(self.ids)
+        return piece
+
+    def unseen(self) -> str:
+        """The text of the ids that were not shown yet, in the light of those before them."""
+        shown = self.tokenizer.decode(self.ids[self.begin : self.shown])
+        return self.tokenizer.decode(self.ids[self.begin :])[len(shown) :]
