@@ -24,15 +24,18 @@ def main() -> None:
     parser.add_argument("--config", default="recipes/demo/cycle.yaml")
     parser.add_argument("--output_dir", default="runs/cycle-chaos")
     parser.add_argument("--interruptions", type=int, default=5)
+    parser.add_argument("--longest_wait", type=float, help="seconds between interruptions at most; default: evenly")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job, and all it starts, ignores it
 
     reference, interrupted = (f"{options.output_dir}/{name}" for name in ("reference", "interrupted"))
     assert run(options.config, reference) == 0, "the reference did not finish"
     length = sum(read_json(path)["seconds"] for path in Path(reference, "stages").glob("*.json"))
+    longest = options.longest_wait or length / (options.interruptions + 1)
     rng = random.Random(options.seed)
     for number in range(options.interruptions):
-        wait = rng.uniform(5, 2 * length / (options.interruptions + 1))
+        wait = rng.uniform(5, longest)
         kind = rng.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
         code = run(options.config, interrupted, wait, kind)
         finished = len(list(Path(interrupted, "stages").glob("*.json")))

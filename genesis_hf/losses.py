@@ -10,6 +10,15 @@ IGNORE_INDEX = -100
 """Label of a token that is not trained on (torch.nn.functional.cross_entropy's default)."""
 
 
+def chunk_rows(rows: int, vocab: int, device: str) -> int:
+    """Rows whose logits `chunked_cross_entropy` holds at once, on a device of this type.
+
+    Large enough to keep the matrix units busy, small enough that a chunk's fp32 logits stay under 256 MiB; on a CPU
+    16 MiB, which its caches hold in part.
+    """
+    return max(1, min(math.ceil(rows / 4), (2**22 if device == "cpu" else 2**26) // vocab))
+
+
 def chunked_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropy of `hidden @ weight.T` against `labels`, in nats; an fp32 scalar.
 
@@ -26,9 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden, weight, labels):
         rows, vocab = hidden.shape[0], weight.shape[0]
         device = hidden.device.type
-        # Large enough to keep the matrix units busy, small enough that a chunk's fp32 logits stay under 256 MiB; on a
-        # CPU 16 MiB, which its caches hold in part.
-        chunk_rows = max(1, min(math.ceil(rows / 4), (2**22 if device == "cpu" else 2**26) // vocab))
+        size = chunk_rows(rows, vocab, device)
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         matrix = weight.to(dtype)
         needs_hidden, needs_weight, _ = ctx.needs_input_grad
@@ -36,8 +43,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         total = torch.zeros((), device=hidden.device, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for start in range(0, rows, chunk_rows):
-                part = slice(start, start + chunk_rows)
+            for start in range(0, rows, size):
+                part = slice(start, start + size)
                 states, target = hidden[part].to(dtype), labels[part, None]
                 kept = target != IGNORE_INDEX
                 target = target.clamp(min=0)

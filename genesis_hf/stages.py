@@ -79,7 +79,8 @@ class Stages:
         inputs = self.inputs(stage)
         if inputs is None:
             return None
-        before = recorded["inputs"]
+        before = recorded.get("inputs")
+        before = before if isinstance(before, dict) else {}  # records of earlier versions hold one hash
         changed = [name for name in sorted({*inputs, *before}) if inputs.get(name) != before.get(name)]
         if changed:
             raise UserError(

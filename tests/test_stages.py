@@ -85,6 +85,22 @@ def test_other_inputs_are_refused_by_name(tmp_path, capsys, what):
     assert ran(tmp_path) == ["one", "two"]
 
 
+@pytest.mark.parametrize("record", ['{"inputs": "0123abcd", "command": []}', '{"seconds": 1}'])
+def test_a_record_of_another_version_is_refused(tmp_path, capsys, record):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "one.json").write_text(record)
+    with pytest.raises(UserError, match="one did not finish"):
+        pipeline(tmp_path, stage("one", tmp_path, "pass")).run_all()
+    assert "what changed: command" in capsys.readouterr().err
+    assert ran(tmp_path) == []
+
+
+def test_a_record_cut_short_counts_for_nothing(tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "one.json").write_text('{"inputs": {')
+    assert pipeline(tmp_path, stage("one", tmp_path, "pass")).run_all() is True
+
+
 def test_another_product_makes_what_comes_after_it_stale(tmp_path, capsys):
     path = tmp_path / "product"
 

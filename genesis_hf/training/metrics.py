@@ -11,19 +11,9 @@ from typing import Any
 
 import torch
 
+from genesis_hf.cards import find_card
 from genesis_hf.config import write_text
 from genesis_hf.modeling import GenesisConfig
-
-PEAK_BF16_FLOPS = {
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-    "RTX PRO 6000": 503.8e12,
-    "L40S": 362e12,
-}
-"""Dense bf16 FLOP/s with fp32 accumulation, by a part of torch.cuda.get_device_name(); from the makers' datasheets."""
 
 
 class MetricsWriter:
@@ -128,11 +118,9 @@ def flops_per_token(config: GenesisConfig, sequence_length: int, parameters: int
 
 
 def peak_flops() -> float | None:
-    """This card's bf16 peak, None where unknown (any CPU)."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for part, peak in PEAK_BF16_FLOPS.items() if part in name), None)
+    """This card's bf16 peak by its maker's datasheet, None where unknown (any CPU)."""
+    card = find_card(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
+    return 1e12 * card.bf16_tflops if card and card.bf16_tflops else None
 
 
 def memory_gib() -> float:
