@@ -174,6 +174,7 @@ def branch(*phases, name="a"):
         (branch({"phase": "dpo", "config": "x"}), "begin with an export"),
         (branch({"phase": "export"}, {"phase": "sft"}), "sft needs its recipe"),
         (branch({"phase": "export"}, {"phase": "publish"}), "publish needs `set: {hub_model_id"),
+        (branch({"phase": "export", "set": {"output_dir": "here"}}), "can't `set` output_dir"),
         (branch({"phase": "sftt"}), "must be one of export, evaluate"),
         (branch({"phase": "export", "config": "nowhere.yaml"}), "nowhere.yaml: no such file"),
         (branch({"phase": "export"}, name="../a"), "letters, digits"),

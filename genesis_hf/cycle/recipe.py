@@ -10,6 +10,9 @@ from genesis_hf.errors import UserError
 MADE = {"export": "base", "sft": "sft", "dpo": "dpo", "kto": "kto"}
 """Phases that make a model, and what its folder is called unless the phase has a name."""
 
+TOLD = ("model", "checkpoint", "output_dir", "output_file", "stop_at_step")
+"""Keys that follow from a phase's place in the tree."""
+
 
 @dataclass
 class Phase:
@@ -89,6 +92,9 @@ def refuse_impossible(where: str, phases: list[Phase]) -> None:
     names: list[str] = []
     made = None
     for phase in phases:
+        told = [key for key in phase.set if key in TOLD]
+        if told:
+            raise UserError(f"{where}: {phase.phase} can't `set` {told[0]}, which follows from its place in the tree")
         if phase.phase == "export" and made is not None:
             raise UserError(f"{where}: export comes once, before what uses its model")
         if phase.phase != "export" and made is None:

@@ -49,15 +49,7 @@ def make_tree(recipe: CycleRecipe) -> list[Stage]:
         stages += shared
         for name, branch in recipe.branches.items():
             if branch.milestones is None or step in branch.milestones:
-                own = Place(
-                    step,
-                    f"{place.prefix}-{name}",
-                    f"{folder}/{name}",
-                    place.stage,
-                    place.model,
-                    place.called,
-                    f", {name}",
-                )
+                own = replace(place, prefix=f"{place.prefix}-{name}", folder=f"{folder}/{name}", branch=f", {name}")
                 stages += chain(recipe, branch.phases, own)[0]
     return stages
 
