@@ -124,10 +124,11 @@ SET_BY_IMPORTS = {
     "GRADIO_ANALYTICS_ENABLED",
     "HF_XET_HIGH_PERFORMANCE",
     "KMP_DUPLICATE_LIB_OK",
+    "OMP_WAIT_POLICY",
     "TORCHINDUCTOR_CACHE_DIR",
     "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR",
 }
-"""What the playground, lm_eval and torch leave in the environment of a process that imports them, or compiles."""
+"""What the playground, lm_eval, torch and scripts leave in the environment of a process that imports them."""
 
 
 def user_environment() -> dict[str, str]:
