@@ -95,7 +95,7 @@ def test_a_checkpoint_is_what_its_export_is_and_stays_untouched(models: Path, tm
 
 def test_a_broken_model_is_one_line_that_names_no_place(models: Path) -> None:
     entry = next(entry for entry in find_models([models]) if entry.key == "models/broken")
-    with pytest.raises(UserError, match=r"models/broken: can't be loaded \(SafetensorError") as caught:
+    with pytest.raises(UserError, match=r"models/broken: can't be loaded \(.*header") as caught:
         load_entry(entry)
     assert str(models) not in str(caught.value)
 

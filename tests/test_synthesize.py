@@ -47,6 +47,8 @@ def start(folder: Path, settings: SynthesizeRecipe, *arguments: str) -> BaseProc
 
 
 def run_script(argv: list[str], log: Path) -> None:
+    # prepare_data.py starts the same server of forks with Ctrl-C held back
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.chdir(ROOT)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
