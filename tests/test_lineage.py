@@ -11,6 +11,8 @@ from genesis_hf.config import read_yaml
 from genesis_hf.lineage.differences import recipe_differences
 from genesis_hf.lineage.display import diff_text, tree_text
 from genesis_hf.lineage.tree import read_tree
+from genesis_hf.publishing.lineage import ancestors, lineage_rows
+from genesis_hf.runs import read_run
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,10 @@ def test_a_fork_goes_on_exactly_and_hangs_from_where_it_left(copied):
     text = tree_text(tree)
     assert f"runs/trunk-from-8  [fork of {copied / 'trunk'} step 8]" in text
     assert "learning_rate 0.003 → 0.001" in text
+    phases = lineage_rows(ancestors(read_run(other)))[1:]
+    assert [(row[1], row[-1]) for row in phases] == [
+        ("trunk", "random weights"), ("trunk-from-8", "checkpoints/step_000000008")
+    ]  # fmt: skip
     words = diff_text(tree.find("trunk"), tree.find("trunk-from-8"))
     assert "both come from runs/trunk/step_000000008" in words
     assert "learning_rate: 0.003 → 0.001" in words

@@ -51,7 +51,7 @@ class Rank:
 
     def __init__(self, words: list[str], environment: dict[str, str]) -> None:
         if words[:2] != [sys.executable, "-u"]:
-            raise NotImplementedError(words)
+            raise ValueError(f"not the way in which torchrun starts Python: {words}")
         self.arguments, self.environment = words[2:], environment
 
     def _bootstrap(self, parent_sentinel: int) -> None:

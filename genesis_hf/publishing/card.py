@@ -1,7 +1,6 @@
 """The model card, from run files. What they don't say is `unknown`."""
 
 import io
-import json
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -18,7 +17,7 @@ from genesis_hf.publishing.layout import MAIN
 from genesis_hf.publishing.lineage import ancestors, base_model, is_pretraining, lineage_rows
 from genesis_hf.publishing.model import Model, measured_on_these_files
 from genesis_hf.report.results import preference_figures
-from genesis_hf.report.tables import Rows, text_table
+from genesis_hf.report.tables import Rows, text_table, value_text
 from genesis_hf.runs import Run
 
 TEMPLATE = files("genesis_hf") / "assets" / "model_card.md.jinja"
@@ -312,13 +311,5 @@ def table_or_nothing(rows: Rows) -> str:
 
 
 def said(value: Any) -> str:
-    """A value of a recipe or config as a reader expects it."""
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.9g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    """A value, or that it is unknown."""
+    return UNKNOWN if value is None else value_text(value)

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from genesis_hf.checkpoint.folders import checkpoint_folder
+from genesis_hf.files import read_json
+from genesis_hf.lineage.folders import FORK
 from genesis_hf.report.tables import Rows
 from genesis_hf.runs import Run, read_run
 
@@ -25,6 +28,10 @@ def ancestors(run: Run | None) -> list[Run]:
 
 def start_of(run: Run) -> str | None:
     """The model or checkpoint that a training began with, by the name in its recipe; None: random weights."""
+    fork = read_json(run.folder / FORK)
+    if fork:
+        checkpoint = checkpoint_folder(fork["run"], fork["step"])
+        return str(checkpoint) if checkpoint.exists() else f"step {fork['step']:,} of {Path(fork['run']).name}"
     if is_pretraining(run):
         named = str(run.recipe.get("resume_from_checkpoint", "auto"))
         return None if named in ("auto", "none", "None") else named

@@ -1,7 +1,9 @@
 """Tables as text, and as HTML."""
 
 import html
+import json
 import re
+from typing import Any
 
 Rows = list[list[str]]
 """A table as text; the first row is its head."""
@@ -71,3 +73,14 @@ def duration(seconds: float | None) -> str:
 def share(value: float | None) -> str:
     """`75.1%`, or unknown."""
     return "unknown" if value is None else f"{value:.1%}"
+
+
+def value_text(value: Any) -> str:
+    """A value of a recipe or config as a reader expects it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return f"{value:,.9g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)

@@ -1,14 +1,13 @@
 """What was trained, with which settings, on which data, and what happened meanwhile."""
 
 import datetime
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from genesis_hf.lineage.differences import recipe_differences
 from genesis_hf.report.curve import number
 from genesis_hf.report.material import Material, Training
-from genesis_hf.report.tables import Rows, amount, count, duration, share
+from genesis_hf.report.tables import Rows, amount, count, duration, share, value_text
 
 SETTINGS = (
     *("max_steps", "num_train_epochs", "sequence_length", "max_length", "per_device_train_batch_size"),
@@ -82,15 +81,15 @@ def setting_rows(runs: Sequence[Training]) -> Rows:
     models = [run.recipe.get("model") for run in runs]
     for key in dict.fromkeys(key for model in models if isinstance(model, dict) for key in model):
         cells = [model.get(key) if isinstance(model, dict) else None for model in models]
-        rows.append([f"model.{key}", *map(value_text, cells)])
+        rows.append([f"model.{key}", *map(setting_text, cells)])
     if any(isinstance(model, str) for model in models):
-        rows.append(["model", *(value_text(model) if isinstance(model, str) else "–" for model in models)])
+        rows.append(["model", *(setting_text(model) if isinstance(model, str) else "–" for model in models)])
     for key in SETTINGS:
         cells = [run.recipe.get(key) for run in runs]
         if key.startswith("lora_") and not any(run.recipe.get("use_peft") for run in runs):
             continue
         if any(cell is not None and cell != [] for cell in cells):
-            rows.append([key, *map(value_text, cells)])
+            rows.append([key, *map(setting_text, cells)])
     return rows
 
 
@@ -104,23 +103,17 @@ def setting_differences(runs: Sequence[Training]) -> Rows:
     for key in dict.fromkeys(key for differences in found for key in differences):
         first = next(differences[key][0] for differences in found if key in differences)
         others = [differences[key][1] if key in differences else first for differences in found]
-        rows.append([key, *map(value_text, [first, *others])])
+        rows.append([key, *map(setting_text, [first, *others])])
     return rows
 
 
-def value_text(value: Any) -> str:
-    """A value of a recipe as a reader expects it."""
+def setting_text(value: Any) -> str:
+    """A value of a recipe in the room that a table has."""
     if value is None:
         return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:,.9g}"
     if isinstance(value, dict):
         value = {key: inner for key, inner in value.items() if inner not in (None, {}, [])}
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = value_text(value)
     return text if len(text) <= LONGEST_VALUE else text[: LONGEST_VALUE - 1] + "…"
 
 
