@@ -31,7 +31,9 @@ def watched(browser: Watched) -> Iterator[Watched]:
     """Whatever a test does, nothing outside is asked and nothing complained of; it leaves an empty conversation."""
     yield browser
     browser.page.get_by_role("tab", name="Chat").click()
-    browser.page.click("#stop")
+    if browser.page.locator("#stop").is_enabled():
+        browser.page.click("#stop")
+    browser.page.wait_for_selector("#send:enabled")
     browser.page.click("#clear")
     browser.page.wait_for_function("document.querySelectorAll('#conversation .turn').length == 0")
     browser.page.wait_for_function("document.querySelector('#status').innerText.trim() == ''")
@@ -93,9 +95,14 @@ def test_stop_ends_an_answer_where_it_is(watched: Watched) -> None:
     choose(page, "#model", "chat")
     ask(page, "hello")
     page.wait_for_function("document.querySelectorAll('#conversation .token').length > 20")
+    assert page.locator("#send").is_disabled()
+    page.fill("#text textarea", "stone")  # which the answer, still growing, leaves alone
+    before = page.locator("#conversation .token").count()
+    page.wait_for_function(f"document.querySelectorAll('#conversation .token').length > {before}")
+    assert page.input_value("#text textarea") == "stone"
     page.click("#stop")
     open_tab(page, "Chat", max_new_tokens=3)
-    ask(page, "stone")  # which would wait for ever behind the first one, were that still going on
+    page.click("#send")  # which would wait for ever behind the first one, were that still going on
     page.wait_for_function("document.querySelector('#status').innerText.startsWith('3 tokens')")
     turns = page.locator("#conversation .turn").all_inner_texts()
     assert turns[0] == "hello"
@@ -108,13 +115,13 @@ def test_pointing_at_a_token_shows_its_probability(watched: Watched) -> None:
     open_tab(page, "Chat", max_new_tokens=4, temperature=0)
     choose(page, "#model", "step 30")
     ask(page, "hello there")
-    wait_for_text(page, "#status", "greedy")
+    wait_for_text(page, "#status", "greedy · cut at max_new_tokens")
     token = page.locator("#conversation .token").first
     assert page.locator(".why:visible").count() == 0
     token.hover()
     page.wait_for_selector(".why:visible")
-    probability = page.inner_text(".why b")
-    rows = [row.split("\t") for row in page.locator(".why tr").all_inner_texts()]
+    probability, *lines = page.inner_text(".why").strip().split("\n")
+    rows = [line.split("\t") for line in lines if line]
     assert len(rows) == 5
     assert rows[0][1] == probability  # greedy: the likeliest one
     assert re.fullmatch(r"[<\d. ]+%", probability)

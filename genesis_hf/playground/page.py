@@ -1,5 +1,6 @@
 """The page: what is on it, and what happens when somebody asks."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ class Answers:
 
     def say(self, text: str, history: Any, key: str, mode: str, system: str, *values: Any) -> Iterator[tuple]:
         """Answer what was typed: the box, the conversation, how it is shown, a line about the answer."""
+        box: Any = ""  # emptied once: what is being typed while an answer grows stays
         try:
             turns = turns_of(history)
             messages = self.desk.conversation(system, turns, text)
@@ -37,19 +39,20 @@ class Answers:
             begun = conversation_markup(asked)
             for answer, markup, line in self.desk.converse(key, messages, mode, values):
                 yield (
-                    "",
+                    box,
                     [*asked, {"role": "assistant", "content": answer}],
                     begun + answer_begun() + markup,
                     note(line),
                 )
+                box = gr.skip()
         except UserError as error:
             yield text, gr.skip(), gr.skip(), note(str(error), "refused")
 
     def retry(self, history: Any, *rest: Any) -> Iterator[tuple]:
         """Answer the last question again."""
         text, turns, _, _ = take_back(history)
-        for typed, *others in self.say(text, turns, *rest):
-            yield typed or gr.skip(), *others  # what was being typed meanwhile stays
+        for _, *others in self.say(text, turns, *rest):
+            yield gr.skip(), *others  # what was being typed meanwhile stays
 
     def compare(
         self, text: str, left: str, right: str, mode: str, system: str, *values: Any
@@ -172,7 +175,7 @@ def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing
             placeholder="Write something; Enter sends it", show_label=False, max_lines=8, scale=8, elem_id="text"
         )
         send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
-        stop = gr.Button("Stop", variant="stop", scale=1, min_width=80, elem_id="stop")
+        stop = stop_button("stop")
     status = gr.HTML(elem_id="status")
     with gr.Row():
         again, back, clear = (
@@ -181,9 +184,11 @@ def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing
     examples((*QUESTIONS, *BEGINNINGS), text)
     gr.HTML(note(LEGEND))
     outputs, rest = [text, history, shown, status], [key, *settings]
-    asked = gr.on([text.submit, send.click], answers.say, [text, history, *rest], outputs, **writing)
+    starts = [text.submit, send.click, again.click]
+    while_answering(starts, [send, again], stop)
+    asked = gr.on(starts[:2], answers.say, [text, history, *rest], outputs, **writing)
     retried = again.click(answers.retry, [history, *rest], outputs, **writing)
-    stop.click(None, cancels=[asked, retried])
+    afterwards([asked, retried], [send, again], stop)
     back.click(take_back, history, outputs, **light())
     clear.click(lambda: ("", [], conversation_markup([]), ""), None, outputs, **light())
 
@@ -194,7 +199,7 @@ def compare_tab(answers: Answers, choices: list, best: str, settings: list, writ
         text = gr.Textbox(label="Prompt", lines=2, max_lines=10, scale=8, elem_id="compare-text")
         with gr.Column(scale=1, min_width=130):
             send = gr.Button("Ask both", variant="primary", elem_id="compare-send")
-            stop = gr.Button("Stop", variant="stop", elem_id="compare-stop")
+            stop = stop_button("compare-stop")
     examples((*QUESTIONS[:2], *BEGINNINGS), text)
     refused = gr.HTML(elem_id="compare-refused")
     keys, shown = [], []
@@ -205,8 +210,9 @@ def compare_tab(answers: Answers, choices: list, best: str, settings: list, writ
                 shown += [gr.HTML(elem_id=f"{side}-tokens", elem_classes="answer"), gr.HTML(elem_id=f"{side}-status")]
     gr.HTML(note(LEGEND))
     inputs = [text, *keys, *settings]
+    while_answering([text.submit, send.click], [send], stop)
     asked = gr.on([text.submit, send.click], answers.compare, inputs, [*shown, refused], **writing)
-    stop.click(None, cancels=[asked])
+    afterwards([asked], [send], stop)
 
 
 def evolve_tab(answers: Answers, names: list[str], values: list, writing: Update) -> None:
@@ -219,15 +225,42 @@ def evolve_tab(answers: Answers, names: list[str], values: list, writing: Update
         trunk = gr.Dropdown(names, value=names[0], label="Run", scale=2, min_width=220, elem_id="trunk")
         with gr.Column(scale=1, min_width=100):
             send = gr.Button("Show", variant="primary", elem_id="evolve-send")
-            stop = gr.Button("Stop", variant="stop", elem_id="evolve-stop")
+            stop = stop_button("evolve-stop")
     greedy = gr.Checkbox(True, label="always the likeliest token (else the settings, with one seed for all)")
     examples(BEGINNINGS, text)
     refused = gr.HTML(elem_id="evolve-refused")
     rows = gr.HTML(elem_id="milestones")
     gr.HTML(note(LEGEND))
     inputs = [text, trunk, greedy, *values]
+    while_answering([text.submit, send.click], [send], stop)
     asked = gr.on([text.submit, send.click], answers.evolve, inputs, [rows, refused], **writing)
-    stop.click(None, cancels=[asked])
+    afterwards([asked], [send], stop)
+
+
+def stop_button(elem_id: str) -> gr.Button:
+    """A button that is of use only while an answer is written."""
+    return gr.Button("Stop", variant="stop", scale=1, min_width=80, interactive=False, elem_id=elem_id)
+
+
+def while_answering(starts: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button) -> None:
+    """From a question on, until its answer has ended: no other can be sent, which Gradio would drop without a word.
+
+    To be called before the events that answer, which are handled in the order in which they are made.
+    """
+    gr.on(starts, None, None, [*asks, stop], js=pressable([False] * len(asks) + [True]), api_visibility="private")
+
+
+def afterwards(answering: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button) -> None:
+    """When answers end, by themselves, refused or by Stop, others can be asked for."""
+    stop.click(None, cancels=list(answering))
+    for event in answering:
+        event.then(None, None, [*asks, stop], js=pressable([True] * len(asks) + [False]), api_visibility="private")
+
+
+def pressable(which: Sequence[bool]) -> str:
+    """Script that makes buttons pressable or not, in the browser alone."""
+    updates = [{"__type__": "update", "interactive": on} for on in which]
+    return f"() => {json.dumps(updates)}"
 
 
 def examples(texts: Sequence[str], box: gr.Textbox) -> None:
