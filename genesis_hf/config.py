@@ -6,6 +6,7 @@ A key that no dataclass knows is an error that names the nearest one; so is a va
 import dataclasses
 import difflib
 import itertools
+import math
 import os
 import re
 import sys
@@ -668,7 +669,7 @@ def check_repository(name: str | None) -> None:
 def check_positive(recipe: Any, name: str) -> None:
     """Raise `UserError` unless the setting is a number above 0."""
     value = getattr(recipe, name)
-    if value is None or value <= 0:
+    if value is None or value <= 0 or not math.isfinite(value):
         raise UserError(f"{name} must be above 0, not {value}")
 
 

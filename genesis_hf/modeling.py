@@ -4,7 +4,9 @@
 (`genesis_hf.export`) is a plain Llama folder, which needs none of this.
 """
 
+import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,17 @@ class GenesisForCausalLM(GenesisInitialization, LlamaForCausalLM):
         return CausalLMOutputWithPast(loss=loss, logits=logits)
 
 
+COUNTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
+
+
 def model_config(model: dict[str, Any] | str, vocab_size: int | None = None) -> GenesisConfig:
     """The `model:` key of a recipe as a configuration.
 
@@ -183,7 +196,7 @@ def model_config(model: dict[str, Any] | str, vocab_size: int | None = None) -> 
     if isinstance(model, str):
         path = Path(model)
         path = path / "config.json" if path.is_dir() else path
-        values = read_yaml(path)  # JSON is YAML
+        values = read_config(path)
         for key in ("model_type", "architectures", "transformers_version", "dtype", "torch_dtype", "auto_map"):
             values.pop(key, None)
     else:
@@ -194,13 +207,38 @@ def model_config(model: dict[str, Any] | str, vocab_size: int | None = None) -> 
                 raise UserError(f"model: unknown key `{key}`{nearest(key, known)}")
     if "vocab_size" not in values and vocab_size is not None:
         values["vocab_size"] = vocab_size
+    for key, value in values.items():
+        if isinstance(value, str) and re.fullmatch(r"\d+(\.\d+)?e[+-]?\d+", value):  # YAML takes 1e-05 for text
+            values[key] = float(value)
     if isinstance(values.get("rope_theta"), int):
         values["rope_theta"] = float(values["rope_theta"])
+    for key in COUNTS:
+        number = values.get(key)
+        if isinstance(number, int) and number < 1:
+            raise UserError(f"model: {key} must be above 0, not {number}")
     try:
         return GenesisConfig(**values)
     except Exception as error:  # the strict dataclass wraps what is wrong in types of its own
         reason = " ".join(str(error).split())
         raise UserError(f"model: {reason}") from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A model's config.json, or the same as YAML.
+
+    Raises:
+        UserError: it can't be read, or is of another architecture.
+    """
+    values = read_yaml(path)
+    if path.suffix == ".json":  # YAML takes 1e-05 for text
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: no JSON ({error})") from None
+    kind = values.get("model_type", "llama")
+    if kind not in ("llama", GenesisConfig.model_type):
+        raise UserError(f"{path}: model_type {kind!r} is not trained here; it must be llama or genesis")
+    return values
 
 
 def parameter_count(config: GenesisConfig) -> int:

@@ -37,10 +37,11 @@ def main() -> None:
 
 def refuse_other_phases() -> None:
     """Raise `UserError` for the recipe of another phase, before its keys are called unknown."""
-    path, _ = split_arguments([word for word in sys.argv[1:] if word != "-h"])
-    values = read_yaml(path) if path else {}
-    if "sources" not in values and {"mixture", "checkpoint", "tasks"} & set(values):
-        raise UserError(f"{path}: not a pretraining recipe (it has no `sources`); only pretraining is planned")
+    path, settings = split_arguments([word for word in sys.argv[1:] if word != "-h"])
+    named = {*(read_yaml(path) if path else {}), *(key.partition(".")[0] for key, _ in settings)}
+    missing = [key for key in ("sources", "model") if key not in named]
+    if path and missing:
+        raise UserError(f"{path}: not a pretraining recipe (it has no `{missing[0]}`); only pretraining is planned")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch
 from genesis_hf.cards import Card, card_from_numbers
 from genesis_hf.config import PretrainRecipe, nearest, read_yaml
 from genesis_hf.errors import UserError
-from genesis_hf.planning.recipe import PlanRecipe
+from genesis_hf.planning.recipe import TRANSFORMERS, PlanRecipe
 
 CPU = "cpu"
 
@@ -28,7 +28,6 @@ class Topology:
         processes, machines: in all.
         shards: processes that share one copy of the model.
         reshard: FSDP gives up gathered weights after the forward pass and gathers them again.
-        sync_each: gradients are exchanged with each micro-batch instead of once a step.
         gather_fp32: FSDP gathers fp32 weights, which autocast then casts, instead of bf16 ones.
         said_by: where this comes from.
     """
@@ -38,7 +37,6 @@ class Topology:
     machines: int = 1
     shards: int = 1
     reshard: bool = False
-    sync_each: bool = False
     gather_fp32: bool = False
     said_by: str = ""
 
@@ -60,7 +58,7 @@ class Topology:
             name += ", resharded after the forward pass" if self.reshard else ", weights kept gathered"
         if self.sharded and self.gather_fp32:
             name += ", gathered in fp32"
-        return name + (", gradients exchanged each micro-batch" if self.sync_each and self.processes > 1 else "")
+        return name
 
 
 def devices(wanted: PlanRecipe) -> tuple[int, Card]:
@@ -70,9 +68,8 @@ def devices(wanted: PlanRecipe) -> tuple[int, Card]:
         UserError: a device that can't be read or isn't known.
     """
     name = wanted.device or this_machine()
-    match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(\S.*?)\s*", name, re.IGNORECASE)
-    count, name = (int(match[1] or 1), match[2]) if match else (0, name)
-    if count < 1 or re.fullmatch(r"\d+\s*[x×*]", name):
+    count, name = count_and_name(name)
+    if count < 1:
         raise UserError(f"device {wanted.device!r}: write a number and a name, such as '2x RTX 4090', or cpu")
     if name.lower() == CPU:
         if count > 1:
@@ -91,6 +88,19 @@ def devices(wanted: PlanRecipe) -> tuple[int, Card]:
     return count, card_from_numbers(name, **numbers)
 
 
+COUNTED = (r"(\d+)\s*[x×*]\s*(?P<name>[^\s-].*)", r"(\d{1,3})\s+(?P<name>[a-z].*)", r"(?P<name>\S.*?)\s+[x×*]\s*(\d+)")
+"""`2x RTX 4090`, `2 H100`, `RTX 4090 x2`; `3090 Ti` is a name."""
+
+
+def count_and_name(text: str) -> tuple[int, str]:
+    """How many of what; 0 where that can't be told."""
+    text = text.strip()
+    for pattern in COUNTED:
+        if match := re.fullmatch(pattern, text, re.IGNORECASE):
+            return int(match[1] if match.start(1) < match.start("name") else match[2]), match["name"]
+    return (0 if re.match(r"$|-|\d+\s*[x×*]|\d*[.,]\d", text, re.IGNORECASE) else 1), text
+
+
 def this_machine() -> str:
     """`device` in words for the machine at hand."""
     if not torch.cuda.is_available():
@@ -105,7 +115,9 @@ def topology(wanted: PlanRecipe, recipe: PretrainRecipe, count: int) -> Topology
         UserError: a YAML that can't be read, or that doesn't go with the devices or the recipe.
     """
     word = wanted.accelerate_config
-    if word is None:
+    if word is None and wanted.program == TRANSFORMERS and count > 1:
+        word, said_by = "fsdp1", "Accelerate's default"
+    elif word is None:
         word, said_by = ("fsdp2", "default for several devices") if count > 1 else ("single", "default for one device")
         if count == 1 and recipe.cpu_offload:
             word, said_by = "fsdp2", "cpu_offload needs it"
@@ -115,7 +127,9 @@ def topology(wanted: PlanRecipe, recipe: PretrainRecipe, count: int) -> Topology
     found = from_launch(values, count, wanted)
     if wanted.fsdp_reshard_after_forward is not None:
         found = replace(found, reshard=wanted.fsdp_reshard_after_forward)
-    found = replace(found, sync_each=wanted.sync_each_micro_batch, gather_fp32=wanted.gather_fp32, said_by=said_by)
+    found = replace(found, said_by=said_by)
+    if wanted.program == TRANSFORMERS and count > 1:
+        found = as_transformers(found)
     if recipe.cpu_offload and found.kind != "fsdp2":
         raise UserError("cpu_offload needs FSDP2: --accelerate_config fsdp2")
     if recipe.optim == "muon" and found.kind == "fsdp1":
@@ -123,8 +137,13 @@ def topology(wanted: PlanRecipe, recipe: PretrainRecipe, count: int) -> Topology
     return found
 
 
+def as_transformers(shared: Topology) -> Topology:
+    """FSDP1 as Accelerate sets it up unless told otherwise: all of it sharded, weights in fp32 that autocast casts."""
+    return replace(shared, kind="fsdp1", shards=shared.processes, reshard=True, gather_fp32=True)
+
+
 def read_launch(path: str) -> dict[str, Any]:
-    """A YAML of `accelerate launch` as `{"kind": …, "reshard": …, "shards": …, "replicas": …}`.
+    """A YAML of `accelerate launch` as `{"kind": …, "reshard": …, "replicas": …, "machines": …}`.
 
     Raises:
         UserError: no such file, or a kind of launch that isn't planned.
@@ -135,42 +154,69 @@ def read_launch(path: str) -> dict[str, Any]:
         )
     values = read_yaml(path)
     kind = str(values.get("distributed_type", "NO")).upper()
+    machines = whole_number(values, "num_machines", path)
     if kind in ("NO", "MULTI_CPU"):
         return {"kind": "single"}
     if kind in ("MULTI_GPU", "DDP"):
-        return {"kind": "ddp"}
+        return {"kind": "ddp", "machines": machines}
     if kind != "FSDP":
         raise UserError(f"{path}: distributed_type {kind} is not planned; it must be NO, MULTI_GPU or FSDP")
-    fsdp, mesh = values.get("fsdp_config") or {}, values.get("parallelism_config") or {}
-    version = int(fsdp.get("fsdp_version", 1))
+    fsdp, mesh = (section(values, key, path) for key in ("fsdp_config", "parallelism_config"))
+    version = whole_number(fsdp, "fsdp_version", path)
+    if version > 2:
+        raise UserError(f"{path}: fsdp_version is 1 or 2, not {version}")
+    if str(fsdp.get("fsdp_sharding_strategy")) in ("NO_SHARD", "3"):
+        raise UserError(f"{path}: fsdp_sharding_strategy NO_SHARD is not planned; distributed_type: MULTI_GPU does it")
     reshard = fsdp.get("fsdp_reshard_after_forward", True)
     if version == 1 and "fsdp_sharding_strategy" in fsdp:
         reshard = str(fsdp["fsdp_sharding_strategy"]) in ("FULL_SHARD", "1", "HYBRID_SHARD", "4")
-    found = {"kind": f"fsdp{version}", "reshard": str(reshard).lower() in ("true", "full_shard")}
-    if int(mesh.get("parallelism_config_dp_replicate_size", 1)) > 1:
-        found["hsdp"] = True
-        found["machines"] = int(values.get("num_machines", 1))
+    replicas = whole_number(mesh, "parallelism_config_dp_replicate_size", path)
+    return {
+        "kind": f"fsdp{version}",
+        "reshard": str(reshard).lower() in ("true", "full_shard"),
+        "replicas": replicas,
+        "machines": machines,
+    }
+
+
+def section(values: dict[str, Any], key: str, path: str) -> dict[str, Any]:
+    """A mapping inside a launch's YAML; empty where there is none."""
+    found = values.get(key) or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: {key} must hold keys, not {found!r}")
     return found
 
 
+def whole_number(values: dict[str, Any], key: str, path: str) -> int:
+    """A number of 1 or more in a launch's YAML, 1 where it isn't named."""
+    found = values.get(key)
+    found = 1 if found is None else found
+    if not str(found).isdigit() or int(found) < 1:
+        raise UserError(f"{path}: {key} must be a whole number above 0, not {found!r}")
+    return int(found)
+
+
 def from_launch(values: dict[str, Any], count: int, wanted: PlanRecipe) -> Topology:
-    """The topology of `count` devices; HSDP shards within a machine, as the YAML's comment tells its user to.
+    """The topology of `count` devices; the word hsdp means a replica a machine.
 
     Raises:
-        UserError: devices that machines can't share evenly, or a kind that doesn't go with their number.
+        UserError: devices that machines or replicas can't share evenly, or a kind that doesn't go with their number.
     """
-    kind, machines = values["kind"], wanted.num_machines
-    hsdp = kind == "hsdp" or values.get("hsdp", False)
-    if hsdp and machines == 1:
+    kind, machines, replicas = values["kind"], wanted.num_machines, values.get("replicas", 1)
+    if machines == 1:
         machines = values.get("machines", 1)
     if count % machines:
         raise UserError(f"{count} devices can't be spread over {machines} machines evenly")
-    if hsdp and machines == 1:
-        raise UserError("hsdp has a replica a machine: give --num_machines")
-    if hsdp:
-        if count == machines:
-            raise UserError("hsdp with one device a machine shards nothing; --accelerate_config ddp")
-        return Topology("fsdp2", count, machines, count // machines, values.get("reshard", False))
+    if kind == "hsdp":
+        if machines == 1:
+            raise UserError("hsdp has a replica a machine: give --num_machines")
+        kind, replicas = "fsdp2", machines
+    if replicas > 1:
+        if count % replicas:
+            raise UserError(f"{count} devices can't be shared by {replicas} replicas evenly")
+        if count == replicas:
+            raise UserError("hsdp with one device a replica shards nothing; --accelerate_config ddp")
+        return Topology(kind, count, machines, count // replicas, values.get("reshard", False))
     if kind == "single" and count > 1:
         raise UserError(f"{count} devices and a launch of one process; --accelerate_config fsdp2 or ddp")
     if kind == "ddp" and count == 1:

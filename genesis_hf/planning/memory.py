@@ -148,7 +148,8 @@ def memory(
     shard = 4 * parameters // shards
 
     gathered = buffers = 0
-    standing, final = 4 * parameters if several else 0, 4 * parameters
+    # DDP's buckets stay from one step to the next, and gradients are views of them.
+    standing, final = 4 * parameters if several or topology.kind == "ddp" else 0, 4 * parameters
     if topology.sharded:
         final = shard
         gathered = product * parameters
@@ -156,11 +157,7 @@ def memory(
             gathered = product * min(parameters, counted.root + 2 * counted.block)
         # What a block's gather writes to and the next one's; its gradients as they come, and what is sent of them.
         buffers = min(2 * product * counted.block + (product + 4) * counted.block, (3 * product + 4) * parameters)
-        standing = 0
-        if several and topology.sync_each:
-            standing = shard
-        elif several:
-            standing = (4 if topology.kind == "fsdp2" else product) * parameters
+        standing = (4 if topology.kind == "fsdp2" else product) * parameters if several else 0
     offload = recipe.cpu_offload
     weights = 0 if offload else shard
     moments = [

@@ -11,6 +11,7 @@ from genesis_hf.planning.costs import Costs
 from genesis_hf.planning.devices import CPU
 from genesis_hf.planning.memory import GIB
 from genesis_hf.planning.planner import CHINCHILLA, Plan
+from genesis_hf.planning.speed import OFFLOADED
 from genesis_hf.planning.variants import Variant
 
 
@@ -77,12 +78,11 @@ def advice(plan: Plan) -> list[str]:
         return ["nothing tried makes it fit: a larger card, more cards, a smaller model or shorter rows"]
     if best is None:
         return ["no setting tried is faster and fits"]
-    gain = "" if best.relative is None else f", {best.relative - 1:+.0%} speed"
-    gain = "" if best.slower else gain
+    gain = ", speed unknown" if best.relative is None else f", {best.relative - 1:+.0%} speed"
     begin = "cheapest that fits" if plan.fits == "no" else "faster, and fits"
     lines = [f"{begin}: {best.flags}   ({gib(best.total)} GiB{gain})"]
-    if best.slower:
-        lines.append(f"slower by an unknown amount: {best.slower}")
+    if best.changes.get("cpu_offload"):
+        lines.append(f"slower by an unknown amount: {OFFLOADED}")
     launch = [key for key in ("accelerate_config", "fsdp_reshard_after_forward") if key in best.changes]
     if launch:
         lines.append(f"{' and '.join(launch)}: of the launch, not of the recipe (`accelerate launch --help`)")
@@ -96,9 +96,9 @@ def variants_section(plan: Plan) -> Section:
 
 
 def variant_row(variant: Variant) -> tuple[str, ...]:
-    flags = "whole logits in fp32, as transformers" if "whole_logits" in variant.changes else variant.flags
-    speed = "unknown" if variant.slower or variant.tokens_per_second is None else f"{variant.tokens_per_second:,.0f}"
-    share = "" if variant.slower or variant.relative is None else f"{variant.relative:.2f} x"
+    flags = variant.flags
+    speed = "unknown" if variant.tokens_per_second is None else f"{variant.tokens_per_second:,.0f}"
+    share = "unknown" if variant.relative is None else f"{variant.relative:.2f} x"
     fits = "yes" if variant.fits else "no"
     return (flags.replace("--", "") or "as it is", gib(variant.total), gib(variant.activations), fits, speed, share)
 
@@ -107,7 +107,8 @@ def speed_section(plan: Plan) -> Section:
     estimate, exchange = plan.speed, plan.speed.exchange
     rows = []
     if estimate.tokens_per_second is None:
-        rows.append(("tokens a second", f"unknown: {estimate.source}; scripts/preflight.py measures it"))
+        why = estimate.source.removeprefix("unknown ")
+        rows.append(("tokens a second", f"unknown: {why}; scripts/preflight.py measures it"))
     else:
         between = "" if estimate.low is None else f" (between {estimate.low:,.0f} and {estimate.high:,.0f})"
         step = plan.tokens_per_step / estimate.tokens_per_second

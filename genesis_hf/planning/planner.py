@@ -12,7 +12,7 @@ from genesis_hf.modeling import GenesisConfig, model_config
 from genesis_hf.planning.costs import Costs, costs
 from genesis_hf.planning.devices import CPU, Topology, devices, topology
 from genesis_hf.planning.memory import GIB, Memory, Sizes, memory, sizes
-from genesis_hf.planning.recipe import PlanRecipe
+from genesis_hf.planning.recipe import TRANSFORMERS, PlanRecipe
 from genesis_hf.planning.speed import Speed, speed, tokens_per_step
 from genesis_hf.planning.variants import Situation, Variant, cheapest, variants
 from genesis_hf.training.distributed import use_bf16
@@ -20,6 +20,9 @@ from genesis_hf.training.setup import accumulation_steps
 
 CHINCHILLA = 20
 """Tokens a parameter that train a model of a given compute best; Hoffmann et al. 2022, table 3."""
+
+MOST_IN_A_MACHINE = 8
+"""Cards; more are seldom joined as the table says."""
 
 FULL, TIGHT = 0.97, 0.90
 """Shares of a card's memory: above the one a run doesn't fit (the driver keeps some), above the other it is tight."""
@@ -97,11 +100,17 @@ def plan(wanted: PlanRecipe, recipe: PretrainRecipe) -> Plan:
     """
     count, card = devices(wanted)
     shared = topology(wanted, recipe, count)
+    whole_logits = wanted.program == TRANSFORMERS
+    if whole_logits:
+        recipe = dataclasses.replace(recipe, reset_positions=False)
+    refuse_what_the_device_lacks(recipe, card)
     config, notes = configuration(recipe)
     on_card = card.name != CPU
-    bf16 = recipe.bf16 is not False if on_card else use_bf16(recipe.bf16)
+    bf16 = recipe.bf16 is not False and card.bf16 if on_card else use_bf16(recipe.bf16)
     if on_card and recipe.bf16 is None:
-        notes.append("bf16: null is planned as bfloat16")
+        notes.append(f"bf16: null is planned as {'bfloat16' if bf16 else 'float32: this card has no bf16'}")
+    if count > MOST_IN_A_MACHINE and shared.machines == 1:
+        notes.append(f"planned as one machine with {count} devices; --num_machines says otherwise")
     if recipe.torch_compile:
         notes.append("torch_compile is not modelled: it takes less memory and time than this says")
     if recipe.fp8:
@@ -115,13 +124,14 @@ def plan(wanted: PlanRecipe, recipe: PretrainRecipe) -> Plan:
         shared,
         bf16,
         "cuda" if on_card else "cpu",
-        wanted.whole_logits,
+        whole_logits,
         wanted.interconnect_gb_s is not None,
+        wanted.mfu,
         round(card.memory_gib * GIB),
         FULL,
         TIGHT,
     )
-    held = memory(recipe, config, counted, shared, bf16, situation.device, wanted.whole_logits)
+    held = memory(recipe, config, counted, shared, bf16, situation.device, whole_logits)
     estimate = speed(recipe, config, counted, card, shared, bf16, situation.link_given, wanted.mfu)
     per_step = tokens_per_step(recipe, count)
     total = per_step * recipe.last_step
@@ -144,6 +154,19 @@ def plan(wanted: PlanRecipe, recipe: PretrainRecipe) -> Plan:
         situation,
         notes,
     )
+
+
+def refuse_what_the_device_lacks(recipe: PretrainRecipe, card: Card) -> None:
+    """Raise `UserError` where the run itself would."""
+    on_card = card.name != CPU
+    for key, wanted, able in (
+        ("fp8", recipe.fp8, on_card and (card.fp8 or not card.source.startswith("NVIDIA"))),
+        ("loss_implementation: liger", recipe.loss_implementation == "liger", on_card),
+        ("cpu_offload", recipe.cpu_offload, on_card),
+        ("bf16: true", recipe.bf16 is True, card.bf16),
+    ):
+        if wanted and not able:
+            raise UserError(f"{key}: {card.name} has nothing for it; leave the key out, or name another device")
 
 
 def configuration(recipe: PretrainRecipe) -> tuple[GenesisConfig, list[str]]:

@@ -1,6 +1,7 @@
 """What is asked of the planner, beside the pretraining recipe."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from genesis_hf.config import check_positive, setting
 from genesis_hf.errors import UserError
@@ -15,6 +16,8 @@ NUMBERS = (
     "price_per_hour",
     "price_per_kwh",
 )
+
+TRANSFORMERS = "transformers"
 
 
 @dataclass
@@ -37,9 +40,11 @@ class PlanRecipe:
     fsdp_reshard_after_forward: bool | None = setting(
         None, "whether weights are gathered twice; null: as the YAML says"
     )
-    sync_each_micro_batch: bool = setting(False, "gradients exchanged with each micro-batch, as other programs do")
-    whole_logits: bool = setting(False, "the loss on logits of all positions in fp32, as other programs do")
-    gather_fp32: bool = setting(False, "FSDP gathers fp32 weights under autocast, as other programs do")
+    program: Literal["genesis_hf", "transformers"] = setting(
+        "genesis_hf",
+        "transformers: a plain loop over LlamaForCausalLM under Accelerate, with the defaults of both: the loss on "
+        "whole logits in fp32, documents that see each other, FSDP1 that gathers fp32 weights twice a micro-batch",
+    )
     output_file: str | None = setting(None, "also write the plan here: .md, .html or .json")
 
     def __post_init__(self) -> None:

@@ -38,6 +38,9 @@ PEER = (0.62, 0.77, 0.82)
 """The same with peer access, by NCCL: 24.5 of PCIe 4.0's 32 GB/s (tinygrad/open-gpu-kernel-modules, README, six
 patched RTX 4090); 370 of NVLink 4's 450 (an NCCL author, NVIDIA/nccl-tests issue 212). The low one is a fifth less."""
 
+OFFLOADED = "the way to the computer's memory and the update there are not modelled"
+"""Of `cpu_offload`."""
+
 
 @dataclass(frozen=True)
 class Exchange:
@@ -129,18 +132,14 @@ def exchanged(recipe: PretrainRecipe, counted: Sizes, topology: Topology, bf16: 
     micro_batches = accumulation_steps(recipe, topology.processes)
     weights = (2 if bf16 and not topology.gather_fp32 else 4) * counted.parameters
     gradients = 4 * counted.parameters
-    reductions = micro_batches if topology.sync_each else 1
     if topology.processes == 1:
         return 0, 0
     if not topology.sharded:
-        share = 2 * (topology.processes - 1) / topology.processes
-        return 0, round(share * gradients * reductions)
+        return 0, round(2 * (topology.processes - 1) / topology.processes * gradients)
     gathers = 2 * micro_batches if topology.reshard else 1
-    if topology.sync_each and not topology.reshard:
-        gathers = micro_batches
     share = (topology.shards - 1) / topology.shards
     between = 2 * (topology.replicas - 1) / topology.replicas * gradients / topology.shards
-    return round(share * weights * gathers), round((share * gradients + between) * reductions)
+    return round(share * weights * gathers), round(share * gradients + between)
 
 
 def recomputed(recipe: PretrainRecipe, config: GenesisConfig, counted: Sizes) -> float:
@@ -181,6 +180,8 @@ def speed(
     share, why = efficiency(card)
     if not bf16 and share is not None:
         share, why = None, "float32 products: their peak is not in the table"
+    if recipe.cpu_offload:
+        share, why = None, OFFLOADED
     if share is None or exchange.seconds is None:
         computing = None if share is None else tokens * flops * again / (share * peak)
         reason = why if share is None else exchange.source

@@ -7,12 +7,17 @@ from typing import Any
 from genesis_hf.cards import Card
 from genesis_hf.config import PretrainRecipe
 from genesis_hf.modeling import GenesisConfig
-from genesis_hf.planning.devices import Topology
+from genesis_hf.planning.devices import Topology, as_transformers
 from genesis_hf.planning.memory import Memory, Sizes, memory
-from genesis_hf.planning.speed import Speed, speed
+from genesis_hf.planning.recipe import TRANSFORMERS
+from genesis_hf.planning.speed import OFFLOADED, Speed, speed
+from genesis_hf.training.setup import accumulation_steps
 
 LEAST_TOKENS = 2048
 """Of a micro-batch on a card: with fewer, products are too small to keep it busy (assumed)."""
+
+MOST_ROWS = 16
+"""More at once than this are not tried in the place of micro-batches."""
 
 EQUAL = 1.01
 """Speeds closer than this count as the same: the setting that changes less is preferred."""
@@ -23,6 +28,7 @@ class Situation:
     """What all variants of a run share, and where they start from.
 
     Attributes:
+        mfu: measured, of the run as it is. link_given: whether the exchange's GB/s were.
         capacity: bytes of a device. full: share of it that may be used. roomy: share that is comfortable.
     """
 
@@ -35,6 +41,7 @@ class Situation:
     device: str
     whole_logits: bool
     link_given: bool
+    mfu: float | None
     capacity: int
     full: float
     roomy: float
@@ -48,7 +55,7 @@ class Variant:
         changes: by key, as on the command line; the launch's among them (`accelerate_config`,
             `fsdp_reshard_after_forward`), which belong to its YAML.
         total: bytes on a device. tokens_per_second, relative: None where unknown; relative to the run as it is.
-        fits: whether a device holds it. slower: what its speed leaves out.
+        fits: whether a device holds it.
     """
 
     changes: dict[str, Any]
@@ -57,7 +64,6 @@ class Variant:
     tokens_per_second: float | None
     relative: float | None
     fits: bool
-    slower: str = ""
 
     @property
     def flags(self) -> str:
@@ -81,14 +87,13 @@ def variants(situation: Situation) -> list[Variant]:
     if situation.device == "cuda":
         if recipe.attn_implementation is None and recipe.reset_positions:
             found.append(vary(situation, {"attn_implementation": "documents"}))
-        if not situation.whole_logits:
-            found.append(vary(situation, {"whole_logits": True}))
         if shared.processes > 1:
             found += [vary(situation, {"accelerate_config": kind}) for kind in ("ddp", "fsdp2") if kind != shared.kind]
         if shared.sharded:
             found.append(vary(situation, {"fsdp_reshard_after_forward": not shared.reshard}))
-        if not recipe.cpu_offload:
-            found.append(vary(situation, {"cpu_offload": True}))
+        found.append(vary(situation, {"cpu_offload": not recipe.cpu_offload}))
+        if not situation.whole_logits:
+            found.append(vary(situation, {"program": TRANSFORMERS}))
     return [variant for variant in found if variant is not None]
 
 
@@ -96,7 +101,7 @@ def cheapest(situation: Situation) -> Variant | None:
     """The fastest combination of settings that fits and trains the same: recomputation, rows at once, sharding.
 
     On equal speed, the one with fewer changes. Offloading comes last, for what it costs isn't known here. None where
-    nothing fits, or where the run fits as it is and nothing is faster.
+    nothing fits, or where the run fits as it is and nothing is known to be faster.
     """
     recipe, shared = situation.recipe, situation.topology
     as_it_is = vary(situation, {})
@@ -106,11 +111,14 @@ def cheapest(situation: Situation) -> Variant | None:
     if situation.device == "cuda" and shared.processes > 1 and not shared.reshard:
         launches.append(({} if shared.sharded else launches[-1]) | {"fsdp_reshard_after_forward": True})
     offloads: list[dict[str, Any]] = [{}]
-    if situation.device == "cuda" and not recipe.cpu_offload:
+    if situation.device == "cuda":
         offloads.append({"cpu_offload": True})
+    if recipe.cpu_offload:
+        offloads = [{"cpu_offload": False}, {}]
     for offload in offloads:
         fitting = []
-        for word, rows, launch in itertools.product(("none", "selective", "full"), rows_at_once(recipe), launches):
+        tried = [*rows_at_once(recipe), *all_rows(recipe, shared.processes)]
+        for word, rows, launch in itertools.product(("none", "selective", "full"), tried, launches):
             changes = {} if word == recipe.recompute else {"gradient_checkpointing": word}
             if rows != recipe.per_device_train_batch_size:
                 changes |= batch(recipe, rows) or {}
@@ -144,7 +152,9 @@ def vary(situation: Situation, changes: dict[str, Any]) -> Variant | None:
     """The run with these changes; None where it can't be had."""
     recipe, shared, whole = situation.recipe, situation.topology, situation.whole_logits
     keys = dict(changes)
-    whole = keys.pop("whole_logits", whole)
+    if keys.pop("program", None):
+        whole, keys["reset_positions"] = True, False
+        shared = as_transformers(shared) if shared.processes > 1 else shared
     kind = keys.pop("accelerate_config", None)
     if kind is not None:
         shards = shared.processes if kind.startswith("fsdp") else 1
@@ -157,29 +167,31 @@ def vary(situation: Situation, changes: dict[str, Any]) -> Variant | None:
     recipe = replace(recipe, **keys)
     if shared.kind == "fsdp1" and recipe.optim == "muon":
         return None
+    if recipe.gradient_accumulation_steps * (recipe.num_processes or shared.processes) % shared.processes:
+        return None
     held = memory(recipe, situation.config, situation.counted, shared, situation.bf16, situation.device, whole)
     estimate, before = speed_of(situation, recipe, shared), speed_of(situation, situation.recipe, situation.topology)
-    return Variant(
-        changes,
-        held.total,
-        passing(held),
-        estimate.tokens_per_second,
-        relative(estimate, before),
-        held.total <= situation.full * situation.capacity,
-        "the way to the computer's memory and the update there" if recipe.cpu_offload else "",
-    )
+    share = 1.0 if not changes else None if recipe.cpu_offload else relative(estimate, before)
+    tokens_per_second = estimate.tokens_per_second
+    if situation.mfu is not None:
+        measured = speed_of(situation, situation.recipe, situation.topology, situation.mfu).tokens_per_second
+        tokens_per_second = None if share is None or measured is None else share * measured
+    fits = held.total <= situation.full * situation.capacity
+    return Variant(changes, held.total, passing(held), tokens_per_second, share, fits)
 
 
-def speed_of(situation: Situation, recipe: PretrainRecipe, shared: Topology) -> Speed:
-    return speed(
-        recipe, situation.config, situation.counted, situation.card, shared, situation.bf16, situation.link_given
-    )
+def speed_of(situation: Situation, recipe: PretrainRecipe, shared: Topology, mfu: float | None = None) -> Speed:
+    situated = (situation.config, situation.counted, situation.card, shared, situation.bf16, situation.link_given)
+    return speed(recipe, *situated, mfu)
 
 
 def relative(estimate: Speed, before: Speed) -> float | None:
-    """Speed by the speed before; without a card's peak, by what is recomputed."""
+    """Speed by the speed before. Where the link or the peak isn't known, by what is recomputed, and only of runs that
+    send the same over the link."""
     if estimate.tokens_per_second and before.tokens_per_second:
         return estimate.tokens_per_second / before.tokens_per_second
+    if estimate.source == OFFLOADED or before.source == OFFLOADED or estimate.exchange.sent != before.exchange.sent:
+        return None
     return before.recomputed / estimate.recomputed
 
 
@@ -193,6 +205,12 @@ def rows_at_once(recipe: PretrainRecipe) -> list[int]:
     """Micro-batches to try: the recipe's, its half, a quarter and an eighth, and one row."""
     rows = recipe.per_device_train_batch_size
     return list(dict.fromkeys(r for r in (rows, rows // 2, rows // 4, rows // 8, 1) if r))
+
+
+def all_rows(recipe: PretrainRecipe, processes: int) -> list[int]:
+    """All of a process's rows at once, where that are few: with one micro-batch no gradients add up in between."""
+    rows = recipe.per_device_train_batch_size * accumulation_steps(recipe, processes)
+    return [rows] if recipe.per_device_train_batch_size < rows <= MOST_ROWS else []
 
 
 def batch(recipe: PretrainRecipe, rows: int) -> dict[str, int] | None:

@@ -18,7 +18,9 @@ def checkpoints_kept(recipe: PretrainRecipe) -> int:
     """Most checkpoints of the whole run that stand at once, the one being written included."""
     milestones = {step for step in recipe.milestones if step <= recipe.last_step}
     passing = set(range(recipe.save_steps, recipe.last_step + 1, recipe.save_steps)) - milestones
-    return min(len(passing), recipe.save_total_limit or len(passing)) + len(milestones) + 1
+    limit = recipe.save_total_limit or len(passing)
+    by_the_clock = recipe.save_minutes and recipe.save_total_limit  # as many as are kept, however long steps take
+    return (limit if by_the_clock else min(len(passing), limit)) + len(milestones) + 1
 
 
 def room(recipe: PretrainRecipe, parameters: int) -> list[Verdict]:
