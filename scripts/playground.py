@@ -22,14 +22,10 @@ from genesis_hf.playground.recipe import read_recipe
 def main() -> None:
     recipe = read_recipe(sys.argv[1:])
 
-    # After the options: this brings torch, and then Gradio, which take seconds.
-    from genesis_hf.playground.catalogue import find_models
-
-    entries = find_models(recipe.roots, recipe.hub_models)
-
+    # After the options: this brings torch and Gradio, which take seconds.
     from genesis_hf.playground.serve import serve
 
-    serve(entries, recipe)
+    serve(recipe)
 
 
 if __name__ == "__main__":

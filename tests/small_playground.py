@@ -15,7 +15,6 @@ from genesis_hf.chat import prepare_for_chat
 from genesis_hf.checkpoint.folders import checkpoint_folder
 from genesis_hf.checkpoint.save import save_checkpoint
 from genesis_hf.exporting.llama import write_llama_folder
-from genesis_hf.playground.catalogue import find_models
 from genesis_hf.playground.recipe import PlaygroundRecipe
 from genesis_hf.playground.serve import listen, make_app
 from genesis_hf.tokenizer import load_tokenizer
@@ -59,7 +58,7 @@ def serving(root: Path, **settings: int) -> Iterator[str]:
     """The address of a playground over the models below a folder."""
     recipe = PlaygroundRecipe(models=[str(root)], port=0, **{"max_new_tokens_limit": ENDLESS // 2, **settings})
     listener = listen(recipe.host, recipe.port)
-    app = make_app(find_models(recipe.roots, recipe.hub_models), recipe)
+    app = make_app(recipe)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

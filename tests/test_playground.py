@@ -1,7 +1,9 @@
 """The playground in a browser: streaming, stopping, two models at once, probabilities, milestones."""
 
 import re
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browser import Watched, browser_page, needs_chromium
@@ -11,8 +13,13 @@ pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with serving(make_models(tmp_path_factory.getbasetemp())) as address:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_models(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def address(root: Path) -> Iterator[str]:
+    with serving(root) as address:
         yield address
 
 
@@ -96,18 +103,62 @@ def test_stop_ends_an_answer_where_it_is(watched: Watched) -> None:
     ask(page, "hello")
     page.wait_for_function("document.querySelectorAll('#conversation .token').length > 20")
     assert page.locator("#send").is_disabled()
+    wait_for_text(page, "#status", "tokens")
     page.fill("#text textarea", "stone")  # which the answer, still growing, leaves alone
     before = page.locator("#conversation .token").count()
     page.wait_for_function(f"document.querySelectorAll('#conversation .token').length > {before}")
     assert page.input_value("#text textarea") == "stone"
     page.click("#stop")
     open_tab(page, "Chat", max_new_tokens=3)
+    wait_for_text(page, "#status", "stopped")
     page.click("#send")  # which would wait for ever behind the first one, were that still going on
     page.wait_for_function("document.querySelector('#status').innerText.startsWith('3 tokens')")
     turns = page.locator("#conversation .turn").all_inner_texts()
     assert turns[0] == "hello"
     assert len(turns[1]) > 20
     assert turns[2] == "stone"
+
+
+def test_clear_ends_what_is_being_written(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Chat", max_new_tokens=ENDLESS // 2, temperature=0)
+    choose(page, "#model", "chat")
+    ask(page, "hello")
+    page.wait_for_function("document.querySelectorAll('#conversation .token').length > 5")
+    page.click("#clear")
+    page.wait_for_selector("#send:enabled")
+    page.wait_for_function("document.querySelectorAll('#conversation .turn').length == 0")
+    open_tab(page, "Chat", max_new_tokens=3)
+    ask(page, "stone")
+    page.wait_for_function("document.querySelector('#status').innerText.startsWith('3 tokens')")
+    assert page.locator("#conversation .turn").count() == 2
+
+
+def test_a_long_answer_stays_in_its_box_and_is_followed(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Chat", max_new_tokens=600, temperature=0)
+    choose(page, "#model", "chat")
+    ask(page, "hello")
+    wait_for_text(page, "#status", "600 tokens")
+    page.wait_for_selector("#send:enabled")
+    box, message = (page.locator(name).bounding_box() for name in ("#conversation", "#text"))
+    assert box["y"] + box["height"] <= message["y"]
+    last = page.locator("#conversation .token").last.bounding_box()
+    assert box["y"] < last["y"] < box["y"] + box["height"]
+
+
+def test_arrow_keys_go_through_the_tokens(watched: Watched) -> None:
+    page = watched.page
+    open_tab(page, "Chat", max_new_tokens=4, temperature=0)
+    choose(page, "#model", "step 30")
+    ask(page, "hello there")
+    wait_for_text(page, "#status", "cut at max_new_tokens")
+    page.wait_for_selector("#send:enabled")
+    page.focus("#conversation .conversation")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector(".why:visible")
+    assert page.evaluate("[...document.querySelectorAll('.token')].indexOf(document.activeElement)") == 1
 
 
 def test_pointing_at_a_token_shows_its_probability(watched: Watched) -> None:
@@ -175,6 +226,20 @@ def test_what_cannot_be_answered_is_refused_in_words(watched: Watched) -> None:
     open_tab(page, "Chat", max_new_tokens=5, seed="abc")
     ask(page, "hello")
     wait_for_text(page, "#status .refused", "seed must be from 0")
+
+
+def test_a_page_loaded_again_has_what_was_trained_meanwhile(watched: Watched, address: str, root: Path) -> None:
+    page, run = watched.page, root / "trunk" / "checkpoints"
+    later = run / f"step_{STEPS[-1] + 10:09d}"
+    shutil.copytree(run / f"step_{STEPS[-1]:09d}", later)
+    page.goto(address)
+    page.wait_for_selector("#text textarea")
+    choose(page, "#model", f"step {STEPS[-1] + 10}")
+    shutil.rmtree(later)
+    ask(page, "hello")
+    wait_for_text(page, "#status .refused", "was deleted meanwhile")
+    page.goto(address)
+    page.wait_for_selector("#text textarea")
 
 
 def test_a_phone_shows_the_conversation_first(watched: Watched, address: str) -> None:

@@ -57,6 +57,15 @@ class Visitor:
         return json.dumps([m.get("output") for m in self.messages() if m["msg"].startswith("process_")])
 
 
+def test_names_that_another_site_could_have_are_refused(client: httpx.Client) -> None:
+    assert client.get("/config", headers={"host": "evil.example"}).status_code == 403
+    assert client.post(f"{PREFIX}/queue/join", json={}, headers={"host": "evil.example"}).status_code == 403
+    asked = {"host": "192.168.1.5:7860", "origin": "http://evil.example"}
+    answer = client.get("/config", headers=asked)
+    assert answer.status_code == 200
+    assert not [name for name in answer.headers if name.startswith("access-control-")]
+
+
 @pytest.mark.parametrize(
     "path",
     [

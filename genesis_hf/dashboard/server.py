@@ -20,6 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 from genesis_hf.dashboard.board import Board
 from genesis_hf.dashboard.page import SCRIPTS, asset, live_page, plotly_script
 from genesis_hf.errors import UserError
+from genesis_hf.hostnames import names_this_machine
 
 PORTS = 20
 """Ports that are tried, from the wanted one on."""
@@ -76,20 +77,6 @@ class DashboardServer(ThreadingHTTPServer):
         """Whether others than this machine reach it."""
         return not ipaddress.ip_address(self.server_address[0]).is_loopback
 
-    def knows(self, host: str) -> bool:
-        """Whether a Host header names this machine in a way that no other site's owner can: by number, or its name."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").lower()
-        except ValueError:
-            return False
-        if name in {"localhost", self.host.lower(), socket.gethostname().lower()}:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A browser that leaves in the middle of an answer is no error."""
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
@@ -106,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page, what it is made of, and its data."""
-        if not self.server.knows(self.headers.get("Host", "")):
+        if not names_this_machine(self.headers.get("Host", ""), self.server.host):
             self.reply(403, ("text/plain", b"this name is not known here; use the address\n"))
             return
         address = urlsplit(self.path)

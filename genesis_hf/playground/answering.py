@@ -4,10 +4,11 @@ Each function is a generator that Gradio asks for more while somebody watches. A
 Stop, or a browser that went away, ends it, for Gradio closes the generator, which puts the models back on the shelf.
 """
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from genesis_hf.chat import Message
 from genesis_hf.errors import UserError
@@ -16,7 +17,7 @@ from genesis_hf.playground.loading import Speaker
 from genesis_hf.playground.prompts import conversation_prompt, text_prompt
 from genesis_hf.playground.sampling import Sampling
 from genesis_hf.playground.shelf import Shelf
-from genesis_hf.playground.token_page import note, opened, text_markup, token_markup
+from genesis_hf.playground.token_page import GOING, note, opened, text_markup, token_markup
 
 PACE = 0.08
 """Seconds between two updates of the page: a message each costs more than the tokens of a small model."""
@@ -24,8 +25,9 @@ PACE = 0.08
 ALTERNATIVES = 5
 """Tokens named on hover."""
 
-Mode = str
-"""`auto`, `chat` or `raw`"""
+Mode = Literal["auto", "chat", "raw"]
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass
@@ -86,6 +88,10 @@ class Writing:
             parts.append("ended by itself" if self.stopped else f"cut at {bound}")
         return " · ".join(parts + ([self.prompt.left_out] if self.prompt.left_out else []))
 
+    def note(self) -> str:
+        """The caption as a line of the page."""
+        return note(self.caption(), "note" if self.finished else GOING)
+
 
 @dataclass(frozen=True)
 class Desk:
@@ -104,19 +110,19 @@ class Desk:
     ) -> Iterator[tuple[str, str, str]]:
         """Text, markup and a line about it, for a conversation that ends with the user's turn."""
         sampling = self.sampling(values)
-        yield "", "", self.waiting(key)
+        yield "", "", note(self.waiting(key), GOING)
         with self.shelf.borrow(key) as fetch:
             writing = self.begin(fetch(key), messages, mode, sampling)
             while not writing.finished:
                 writing.advance()
-                yield writing.text, writing.markup, writing.caption()
+                yield writing.text, writing.markup, writing.note()
 
     def beside(
         self, keys: Sequence[str], messages: Sequence[Message], mode: Mode, values: Sequence[Any]
     ) -> Iterator[list[tuple[str, str]]]:
         """Markup and a line about it of each of several models, which answer at the same time from the same draws."""
         sampling = self.sampling(values)
-        yield [("", note(self.waiting(key))) for key in keys]
+        yield [("", note(self.waiting(key), GOING)) for key in keys]
         with self.shelf.borrow(*keys) as fetch:
             writings: list[Writing | UserError] = []
             for key in keys:
@@ -124,15 +130,17 @@ class Desk:
                     writings.append(self.begin(fetch(key), messages, mode, sampling))
                 except UserError as error:  # of one of them; the others go on
                     writings.append(error)
-            going = [writing for writing in writings if isinstance(writing, Writing)]
             while True:
-                for writing in going:
-                    writing.advance(PACE / len(going))
+                going = [n for n, writing in enumerate(writings) if isinstance(writing, Writing)]
+                for n in going:
+                    try:
+                        writings[n].advance(PACE / len(going))
+                    except UserError as error:
+                        writings[n] = error
                 yield [
-                    (w.markup, note(w.caption())) if isinstance(w, Writing) else ("", note(str(w), "refused"))
-                    for w in writings
+                    (w.markup, w.note()) if isinstance(w, Writing) else ("", note(str(w), "refused")) for w in writings
                 ]
-                if all(writing.finished for writing in going):
+                if all(isinstance(writing, UserError) or writing.finished for writing in writings):
                     return
 
     def evolve(self, keys: Sequence[str], messages: Sequence[Message], values: Sequence[Any]) -> Iterator[str]:
@@ -142,14 +150,14 @@ class Desk:
             entry = self.shelf.entry(key)
             title = f"step {entry.step:,}" if entry.step is not None else text_markup(key)
             head = f'<section class="milestone"><h4>{title}</h4>'
-            yield rows + head + note(self.waiting(key))
+            yield rows + head + note(self.waiting(key), GOING)
             try:
                 with self.shelf.borrow(key) as fetch:
                     writing = self.begin(fetch(key), messages, "raw", sampling)
                     while not writing.finished:
                         writing.advance()
                         yield rows + head + writing.markup
-                    rows += f"{head}{writing.markup}</div>{note(writing.caption())}</section>"
+                    rows += f"{head}{writing.markup}</div>{writing.note()}</section>"
             except UserError as error:  # a broken one; the others go on
                 rows += f"{head}{note(str(error), 'refused')}</section>"
         yield rows
@@ -193,6 +201,8 @@ class Desk:
             raise UserError("write something first")
         first = [{"role": "system", "content": system.strip()}] if (system or "").strip() else []
         messages = [*first, *turns, {"role": "user", "content": text}]
+        if any(LONE_SURROGATE.search(message["content"]) for message in messages):
+            raise UserError("the prompt holds half a character, which no tokenizer knows: delete it")
         length = sum(len(message["content"]) for message in messages)
         if length > self.max_prompt_chars:
             raise UserError(f"the prompt has {length:,} characters and may have {self.max_prompt_chars:,}: shorten it")

@@ -8,6 +8,8 @@ import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+from genesis_hf.hostnames import names_this_machine
+
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -37,15 +39,23 @@ SECURITY = {
 class Door:
     """An ASGI application before another one."""
 
-    def __init__(self, app: App, largest_body: int) -> None:
-        """largest_body: bytes that a request may send."""
-        self.app, self.largest_body = app, largest_body
+    def __init__(self, app: App, largest_body: int, host: str | None = None) -> None:
+        """
+        Args:
+            largest_body: bytes that a request may send.
+            host: the address that is listened on; requests under names that any other site could give itself are
+                refused (DNS rebinding). None: all names are known.
+        """
+        self.app, self.largest_body, self.host = app, largest_body, host
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         if scope["type"] != "http" or not is_open(scope["method"], scope["path"]):
             return await refuse(scope, send, 404, "not found")
+        asked = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+        if self.host is not None and not names_this_machine(asked, self.host):
+            return await refuse(scope, send, 403, "this name is not known here; use the address")
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if not length.isdigit() or int(length) > self.largest_body:
             return await refuse(scope, send, 413, f"too large: at most {self.largest_body:,} bytes")
@@ -89,7 +99,9 @@ def secured(send: Send) -> Send:
 
     async def with_headers(message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            kept = [pair for pair in message.get("headers", []) if pair[0].lower() not in SECURITY]
+            headers = [(name.lower(), value) for name, value in message.get("headers", [])]
+            # Gradio lets pages of other sites read answers; nobody needs that here.
+            kept = [pair for pair in headers if pair[0] not in SECURITY and not pair[0].startswith(b"access-control-")]
             message = {**message, "headers": [*kept, *SECURITY.items()]}
         await send(message)
 

@@ -1,7 +1,8 @@
 """The page: what is on it, and what happens when somebody asks."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
@@ -26,8 +27,8 @@ Update = dict[str, Any]
 class Answers:
     """What the page's buttons do: generators that refuse in words, never with a traceback."""
 
-    def __init__(self, desk: Desk, milestones: dict[str, list[Entry]]) -> None:
-        self.desk, self.milestones = desk, milestones
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
 
     def say(self, text: str, history: Any, key: str, mode: str, system: str, *values: Any) -> Iterator[tuple]:
         """Answer what was typed: the box, the conversation, how it is shown, a line about the answer."""
@@ -42,7 +43,7 @@ class Answers:
                     box,
                     [*asked, {"role": "assistant", "content": answer}],
                     begun + answer_begun() + markup,
-                    note(line),
+                    line,
                 )
                 box = gr.skip()
         except UserError as error:
@@ -69,9 +70,10 @@ class Answers:
         """One prompt through the milestones of a trunk."""
         try:
             messages = self.desk.conversation("", [], text)
-            if not isinstance(trunk, str) or trunk not in self.milestones:
-                raise UserError("no such run in this playground; choose one of the list")
-            keys = [entry.key for entry in self.milestones[trunk]]
+            milestones = trunks([*self.desk.shelf.entries.values()])
+            if not isinstance(trunk, str) or trunk not in milestones:
+                raise UserError("no run with more than one checkpoint is chosen; choose one of the list")
+            keys = [entry.key for entry in milestones[trunk]]
             values = (0, *values[1:]) if greedy else values
             for rows in self.desk.evolve(keys, messages, values):
                 yield rows, ""
@@ -110,12 +112,17 @@ def take_back(history: Any) -> tuple[str, list[Message], str, str]:
 # ---------------------------------------------------------------------------------------------------------
 
 
-def build_page(entries: Sequence[Entry], recipe: PlaygroundRecipe) -> gr.Blocks:
-    """The app over a catalogue; models are loaded when somebody asks them."""
+def build_page(find: Callable[[], list[Entry]], recipe: PlaygroundRecipe) -> gr.Blocks:
+    """The app over a catalogue, which is looked for anew by every browser that opens it: a training may go on beside
+    it. Models are loaded when somebody asks them.
+
+    Raises:
+        UserError: there is no model.
+    """
+    entries = find()
     shelf = Shelf(entries, recipe.max_models_in_memory)
-    milestones = trunks(entries)
-    answers = Answers(Desk(shelf, recipe.max_new_tokens_limit, recipe.max_prompt_chars), milestones)
-    choices = [(entry.label, entry.key) for entry in entries]
+    answers = Answers(Desk(shelf, recipe.max_new_tokens_limit, recipe.max_prompt_chars))
+    choices = choices_of(entries)
     with gr.Blocks(title="Playground", analytics_enabled=False, fill_height=True) as page:
         with gr.Sidebar(width=330, open=True):
             gr.Markdown("# Playground\nTalk to checkpoints.", elem_id="title")
@@ -134,17 +141,45 @@ def build_page(entries: Sequence[Entry], recipe: PlaygroundRecipe) -> gr.Blocks:
             "api_visibility": "private",
             "show_progress": "minimal",
         }
-        # The last one with a chat format is what came of all the others.
-        best = next((entry.key for entry in reversed(entries) if entry.chat), entries[-1].key)
+        best = best_of(entries)
         with gr.Tab("Chat", elem_id="chat-tab"):
-            chat_tab(answers, choices, best, settings, writing)
+            models = [chat_tab(answers, choices, best, settings, writing)]
         with gr.Tab("Side by side", elem_id="compare-tab"):
-            compare_tab(answers, choices, best, settings, writing)
+            models += compare_tab(answers, choices, best, settings, writing)
         with gr.Tab("How it evolved", elem_id="evolve-tab"):
-            evolve_tab(answers, list(milestones), values, writing)
+            trunk = evolve_tab(answers, [*trunks(entries)], values, writing)
+
+        def look_again(*chosen: str | None) -> list[Update]:
+            with suppress(UserError):  # all are gone: what is there no more says so when it is asked
+                shelf.update(find())
+            found = [*shelf.entries.values()]
+            if found == entries:
+                return [gr.skip()] * len(chosen)
+            names = [*trunks(found)]
+            listed, best = choices_of(found), best_of(found)
+            keys = [gr.update(choices=listed, value=kept(key, shelf.entries, best)) for key in chosen[:-1]]
+            return [*keys, gr.update(choices=names, value=kept(chosen[-1], names, next(iter(names), None)))]
+
+        lists = [*models, trunk]
+        page.load(look_again, lists, lists, **light())
         # On a phone the settings would cover everything.
         page.load(None, js="() => { if (innerWidth < 768) document.querySelector('.sidebar .toggle-button').click() }")
     return page.queue(max_size=recipe.queue_size, api_open=False, default_concurrency_limit=recipe.concurrency)
+
+
+def choices_of(entries: Sequence[Entry]) -> list[tuple[str, str]]:
+    """Labels and keys, for a list."""
+    return [(entry.label, entry.key) for entry in entries]
+
+
+def best_of(entries: Sequence[Entry]) -> str:
+    """The last one with a chat format, which is what came of all the others."""
+    return next((entry.key for entry in reversed(entries) if entry.chat), entries[-1].key)
+
+
+def kept(key: str | None, known: Collection[str], otherwise: str | None) -> str | None:
+    """What was chosen, if it is still there."""
+    return key if key in known else otherwise
 
 
 def sampling_settings(recipe: PlaygroundRecipe) -> list[gr.components.Component]:
@@ -164,22 +199,30 @@ def sampling_settings(recipe: PlaygroundRecipe) -> list[gr.components.Component]
     return controls
 
 
-def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing: Update) -> None:
-    """A conversation with one model."""
+def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing: Update) -> gr.Dropdown:
+    """A conversation with one model; its list of models."""
     key = gr.Dropdown(choices, value=best, label="Model", elem_id="model", filterable=len(choices) > 8)
     # The browser keeps the conversation: however many come, the server holds none.
     history = gr.JSON([], visible=False)
-    shown = gr.HTML(conversation_markup([]), autoscroll=True, elem_id="conversation")
+    # A box with bounds of its own scrolls inside them; the page's script keeps its end in sight.
+    shown = gr.HTML(conversation_markup([]), min_height="52vh", max_height="52vh", elem_id="conversation")
     with gr.Row():
         text = gr.Textbox(
-            placeholder="Write something; Enter sends it", show_label=False, max_lines=8, scale=8, elem_id="text"
+            label="Message",
+            placeholder="Write something; Enter sends it",
+            show_label=False,
+            max_lines=8,
+            scale=8,
+            min_width=100,
+            elem_id="text",
         )
-        send = gr.Button("Send", variant="primary", scale=1, min_width=80, elem_id="send")
+        send = gr.Button("Send", variant="primary", scale=1, min_width=64, elem_id="send")
         stop = stop_button("stop")
     status = gr.HTML(elem_id="status")
     with gr.Row():
         again, back, clear = (
-            gr.Button(name, size="sm", min_width=60, elem_id=name.lower()) for name in ("Retry", "Undo", "Clear")
+            gr.Button(name, size="sm", scale=0, min_width=90, elem_id=name.lower())
+            for name in ("Retry", "Undo", "Clear")
         )
     examples((*QUESTIONS, *BEGINNINGS), text)
     gr.HTML(note(LEGEND))
@@ -188,13 +231,14 @@ def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing
     while_answering(starts, [send, again], stop)
     asked = gr.on(starts[:2], answers.say, [text, history, *rest], outputs, **writing)
     retried = again.click(answers.retry, [history, *rest], outputs, **writing)
-    afterwards([asked, retried], [send, again], stop)
-    back.click(take_back, history, outputs, **light())
-    clear.click(lambda: ("", [], conversation_markup([]), ""), None, outputs, **light())
+    afterwards([asked, retried], [send, again], stop, [status])
+    back.click(take_back, history, outputs, cancels=[asked, retried], **light())
+    clear.click(lambda: ("", [], conversation_markup([]), ""), None, outputs, cancels=[asked, retried], **light())
+    return key
 
 
-def compare_tab(answers: Answers, choices: list, best: str, settings: list, writing: Update) -> None:
-    """Two models on one prompt."""
+def compare_tab(answers: Answers, choices: list, best: str, settings: list, writing: Update) -> list[gr.Dropdown]:
+    """Two models on one prompt; their lists of models."""
     with gr.Row():
         text = gr.Textbox(label="Prompt", lines=2, max_lines=10, scale=8, elem_id="compare-text")
         with gr.Column(scale=1, min_width=130):
@@ -212,17 +256,15 @@ def compare_tab(answers: Answers, choices: list, best: str, settings: list, writ
     inputs = [text, *keys, *settings]
     while_answering([text.submit, send.click], [send], stop)
     asked = gr.on([text.submit, send.click], answers.compare, inputs, [*shown, refused], **writing)
-    afterwards([asked], [send], stop)
+    afterwards([asked], [send], stop, [shown[1], shown[3]])
+    return keys
 
 
-def evolve_tab(answers: Answers, names: list[str], values: list, writing: Update) -> None:
-    """One prompt through the checkpoints of a run."""
-    if not names:
-        gr.HTML(note("None of the models here is a run with more than one checkpoint."))
-        return
+def evolve_tab(answers: Answers, names: list[str], values: list, writing: Update) -> gr.Dropdown:
+    """One prompt through the checkpoints of a run; its list of runs with more than one."""
     with gr.Row():
         text = gr.Textbox(label="Text to go on with", lines=2, max_lines=10, scale=6, elem_id="evolve-text")
-        trunk = gr.Dropdown(names, value=names[0], label="Run", scale=2, min_width=220, elem_id="trunk")
+        trunk = gr.Dropdown(names, value=next(iter(names), None), label="Run", scale=2, min_width=220, elem_id="trunk")
         with gr.Column(scale=1, min_width=100):
             send = gr.Button("Show", variant="primary", elem_id="evolve-send")
             stop = stop_button("evolve-stop")
@@ -234,12 +276,13 @@ def evolve_tab(answers: Answers, names: list[str], values: list, writing: Update
     inputs = [text, trunk, greedy, *values]
     while_answering([text.submit, send.click], [send], stop)
     asked = gr.on([text.submit, send.click], answers.evolve, inputs, [rows, refused], **writing)
-    afterwards([asked], [send], stop)
+    afterwards([asked], [send], stop, [rows])
+    return trunk
 
 
 def stop_button(elem_id: str) -> gr.Button:
     """A button that is of use only while an answer is written."""
-    return gr.Button("Stop", variant="stop", scale=1, min_width=80, interactive=False, elem_id=elem_id)
+    return gr.Button("Stop", variant="stop", scale=1, min_width=64, interactive=False, elem_id=elem_id)
 
 
 def while_answering(starts: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button) -> None:
@@ -247,20 +290,23 @@ def while_answering(starts: Sequence[Any], asks: Sequence[gr.Button], stop: gr.B
 
     To be called before the events that answer, which are handled in the order in which they are made.
     """
-    gr.on(starts, None, None, [*asks, stop], js=pressable([False] * len(asks) + [True]), api_visibility="private")
+    buttons = json.dumps(pressable([False] * len(asks) + [True]))
+    gr.on(starts, None, None, [*asks, stop], js=f"() => {buttons}", api_visibility="private")
 
 
-def afterwards(answering: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button) -> None:
-    """When answers end, by themselves, refused or by Stop, others can be asked for."""
+def afterwards(answering: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button, lines: Sequence[gr.HTML]) -> None:
+    """When answers end, by themselves, refused or by Stop, others can be asked for; a line that still speaks of one
+    that is being written says that it was stopped."""
     stop.click(None, cancels=list(answering))
+    buttons = json.dumps(pressable([True] * len(asks) + [False]))
+    script = f"(...lines) => [...{buttons}, ...lines.map((line) => stoppedLine(line))]"
     for event in answering:
-        event.then(None, None, [*asks, stop], js=pressable([True] * len(asks) + [False]), api_visibility="private")
+        event.then(None, [*lines], [*asks, stop, *lines], js=script, api_visibility="private")
 
 
-def pressable(which: Sequence[bool]) -> str:
-    """Script that makes buttons pressable or not, in the browser alone."""
-    updates = [{"__type__": "update", "interactive": on} for on in which]
-    return f"() => {json.dumps(updates)}"
+def pressable(which: Sequence[bool]) -> list[Update]:
+    """Updates of buttons, for the browser's script."""
+    return [{"__type__": "update", "interactive": on} for on in which]
 
 
 def examples(texts: Sequence[str], box: gr.Textbox) -> None:

@@ -14,11 +14,11 @@ from fastapi import FastAPI
 from transformers.utils.logging import disable_progress_bar
 
 from genesis_hf.errors import UserError
-from genesis_hf.playground.catalogue import Entry
+from genesis_hf.playground.catalogue import find_models
 from genesis_hf.playground.door import Door
 from genesis_hf.playground.look import CSS, HEAD, theme
 from genesis_hf.playground.page import build_page
-from genesis_hf.playground.recipe import PlaygroundRecipe
+from genesis_hf.playground.recipe import ON_SPACE, PlaygroundRecipe
 
 BYTES_A_CHARACTER = 12
 """Of JSON: a character outside the Basic Multilingual Plane is written as two escapes of six."""
@@ -27,12 +27,16 @@ BODY_BESIDES = 256 * 1024
 """Bytes of a request beside the prompt: settings, and the markup of the last answer."""
 
 
-def make_app(entries: list[Entry], recipe: PlaygroundRecipe) -> Door:
-    """The whole application, to be given to an ASGI server."""
+def make_app(recipe: PlaygroundRecipe) -> Door:
+    """The whole application, to be given to an ASGI server.
+
+    Raises:
+        UserError: there is no model.
+    """
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     gr.mount_gradio_app(
         app,
-        build_page(entries, recipe),
+        build_page(lambda: find_models(recipe.roots, recipe.hub_models), recipe),
         path="/",
         theme=theme(),
         css_paths=CSS,
@@ -47,23 +51,24 @@ def make_app(entries: list[Entry], recipe: PlaygroundRecipe) -> Door:
         pwa=False,
         show_error=False,
     )
-    return Door(app, BYTES_A_CHARACTER * recipe.max_prompt_chars + BODY_BESIDES)
+    known = None if os.environ.get(ON_SPACE) else recipe.host  # a Space is for everybody, under names of its own
+    return Door(app, BYTES_A_CHARACTER * recipe.max_prompt_chars + BODY_BESIDES, known)
 
 
-def serve(entries: list[Entry], recipe: PlaygroundRecipe) -> None:
+def serve(recipe: PlaygroundRecipe) -> None:
     """Answer until Ctrl-C.
 
     Raises:
-        UserError: the address can't be listened on.
+        UserError: there is no model, or the address can't be listened on.
     """
     disable_progress_bar()  # of weights, in the server's own output
     if not torch.cuda.is_available():  # answers written at once share the cores instead of fighting for them
         torch.set_num_threads(max(1, torch.get_num_threads() // recipe.concurrency))
     listener = listen(recipe.host, recipe.port)
-    app = make_app(entries, recipe)
+    app = make_app(recipe)
     host, port = listener.getsockname()[:2]
     shown = "127.0.0.1" if host == "0.0.0.0" else f"[{host}]" if ":" in host else host
-    print(f"{len(entries)} models on http://{shown}:{port} (Ctrl-C ends)", flush=True)
+    print(f"http://{shown}:{port} (Ctrl-C ends)", flush=True)
     if host not in ("127.0.0.1", "::1"):
         print("everybody who reaches this machine can use it: there is no password", file=sys.stderr, flush=True)
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="on")

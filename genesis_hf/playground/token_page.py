@@ -19,6 +19,9 @@ RAREST = 1e-4
 
 TEMPLATES = str.maketrans({"{": "&#123;", "}": "&#125;", "$": "&#36;", "`": "&#96;"})
 
+GOING = "note going"
+"""Kind of a line about an answer that is being written; the page's script puts "stopped" there when it is not."""
+
 SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 """For what can't be seen, in a list of tokens."""
 
@@ -31,7 +34,7 @@ def text_markup(text: str) -> str:
 def conversation_markup(turns: Sequence[Message]) -> str:
     """A conversation as it stands, its answers as plain text; the beginning of one that goes on."""
     bubbles = "".join(f'<div class="turn {turn["role"]}">{text_markup(turn["content"])}</div>' for turn in turns)
-    return f'<div class="conversation" aria-live="polite">{bubbles}'
+    return f'<div class="conversation" tabindex="0" aria-label="Conversation" aria-live="polite">{bubbles}'
 
 
 def answer_begun() -> str:
@@ -41,7 +44,7 @@ def answer_begun() -> str:
 
 def opened() -> str:
     """What the tokens of an answer stand behind."""
-    return '<div class="tokens">'
+    return '<div class="tokens" tabindex="0" aria-label="Answer">'
 
 
 def token_markup(token: Token) -> str:
@@ -51,7 +54,7 @@ def token_markup(token: Token) -> str:
         shown += '<i class="end">end</i>'
     lines = [percent(token.probability), *(f"{visible(text)}\t{percent(p)}" for text, p in token.alternatives)]
     why, colour = text_markup("\n".join(lines)), f"--s:{surprise(token.probability):.2f}"
-    return f'<span class="token" tabindex="0" style="{colour}" data-why="{why}">{shown}</span>'
+    return f'<span class="token" tabindex="-1" style="{colour}" data-why="{why}">{shown}</span>'
 
 
 def surprise(probability: float) -> float:
@@ -70,6 +73,6 @@ def visible(text: str) -> str:
 
 
 def note(text: str, kind: str = "note") -> str:
-    """A line of ours beneath an answer or in its place; `kind` is `note` or `refused`."""
+    """A line of ours beneath an answer or in its place; `kind` is `note`, `GOING` or `refused`."""
     role = ' role="alert"' if kind == "refused" else ""
     return f'<p class="{kind}"{role}>{text_markup(text)}</p>' if text else ""
