@@ -45,7 +45,8 @@ def watched(browser: Watched) -> Iterator[Watched]:
     browser.page.wait_for_function("document.querySelectorAll('#conversation .turn').length == 0")
     browser.page.wait_for_function("document.querySelector('#status').innerText.trim() == ''")
     assert browser.outside == []
-    assert browser.errors == []
+    # Gradio's client says so of what it still waited for when the page is left.
+    assert [error for error in browser.errors if not error.startswith("AbortError")] == []
 
 
 def open_tab(page: object, name: str, max_new_tokens: int, temperature: float = 0.7, seed: str = "") -> None:
@@ -102,7 +103,7 @@ def test_stop_ends_an_answer_where_it_is(watched: Watched) -> None:
     choose(page, "#model", "chat")
     ask(page, "hello")
     page.wait_for_function("document.querySelectorAll('#conversation .token').length > 20")
-    assert page.locator("#send").is_disabled()
+    assert all(page.locator(button).is_disabled() for button in ("#send", "#retry", "#undo", "#clear"))
     wait_for_text(page, "#status", "tokens")
     page.fill("#text textarea", "stone")  # which the answer, still growing, leaves alone
     before = page.locator("#conversation .token").count()
@@ -117,21 +118,6 @@ def test_stop_ends_an_answer_where_it_is(watched: Watched) -> None:
     assert turns[0] == "hello"
     assert len(turns[1]) > 20
     assert turns[2] == "stone"
-
-
-def test_clear_ends_what_is_being_written(watched: Watched) -> None:
-    page = watched.page
-    open_tab(page, "Chat", max_new_tokens=ENDLESS // 2, temperature=0)
-    choose(page, "#model", "chat")
-    ask(page, "hello")
-    page.wait_for_function("document.querySelectorAll('#conversation .token').length > 5")
-    page.click("#clear")
-    page.wait_for_selector("#send:enabled")
-    page.wait_for_function("document.querySelectorAll('#conversation .turn').length == 0")
-    open_tab(page, "Chat", max_new_tokens=3)
-    ask(page, "stone")
-    page.wait_for_function("document.querySelector('#status').innerText.startsWith('3 tokens')")
-    assert page.locator("#conversation .turn").count() == 2
 
 
 def test_a_long_answer_stays_in_its_box_and_is_followed(watched: Watched) -> None:

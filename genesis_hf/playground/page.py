@@ -228,12 +228,13 @@ def chat_tab(answers: Answers, choices: list, best: str, settings: list, writing
     gr.HTML(note(LEGEND))
     outputs, rest = [text, history, shown, status], [key, *settings]
     starts = [text.submit, send.click, again.click]
-    while_answering(starts, [send, again], stop)
+    others = [send, again, back, clear]
+    while_answering(starts, others, stop)
     asked = gr.on(starts[:2], answers.say, [text, history, *rest], outputs, **writing)
     retried = again.click(answers.retry, [history, *rest], outputs, **writing)
-    afterwards([asked, retried], [send, again], stop, [status])
-    back.click(take_back, history, outputs, cancels=[asked, retried], **light())
-    clear.click(lambda: ("", [], conversation_markup([]), ""), None, outputs, cancels=[asked, retried], **light())
+    afterwards([asked, retried], others, stop, [status])
+    back.click(take_back, history, outputs, **light())
+    clear.click(lambda: ("", [], conversation_markup([]), ""), None, outputs, **light())
     return key
 
 
@@ -286,7 +287,8 @@ def stop_button(elem_id: str) -> gr.Button:
 
 
 def while_answering(starts: Sequence[Any], asks: Sequence[gr.Button], stop: gr.Button) -> None:
-    """From a question on, until its answer has ended: no other can be sent, which Gradio would drop without a word.
+    """From a question on, until its answer has ended: no other can be sent, which Gradio would drop without a word, nor
+    the conversation be changed, which the answer's next update would undo.
 
     To be called before the events that answer, which are handled in the order in which they are made.
     """
