@@ -1,6 +1,7 @@
 """Answers of a chat model: batched sampling of many, and one token by token for somebody who watches."""
 
 import copy
+import math
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,11 +32,16 @@ from genesis_hf.conversations.rows import read_rows
 from genesis_hf.conversations.shapes import to_messages
 from genesis_hf.errors import UserError
 from genesis_hf.export import resolve_model
-from genesis_hf.post_training.models import load_model
+from genesis_hf.post_training.models import load_model, refuse_other_weights
 from genesis_hf.tokenizer import load_tokenizer
 
 STYLE_PROMPTS = Path(__file__).parent / "assets" / "style_prompts.jsonl"
 """A fixed set of prompts of our own: `id`, `category` and `messages` a line."""
+
+DIVERGED = (
+    "the model's logits are not numbers: it has diverged, or its weights are damaged; take an earlier checkpoint or "
+    "export it again"
+)
 
 
 def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -45,6 +51,7 @@ def load_chat(path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         UserError: the folder can't be read, or the two don't fit each other.
     """
     has_gpu = torch.cuda.is_available()
+    refuse_other_weights(Path(path))
     folder = resolve_model(path)
     model = load_model(folder, torch.bfloat16 if has_gpu else torch.float32).to("cuda" if has_gpu else "cpu").eval()
     tokenizer = load_tokenizer(folder)
@@ -159,10 +166,15 @@ def write_batch(
     settings: GenerationConfig,
     seed: int,
 ) -> list[list[int]]:
-    """What the model writes after each row of ids, padded after the stop token."""
+    """What the model writes after each row of ids, padded after the stop token.
+
+    Raises:
+        UserError: the model computes what is no number.
+    """
     inputs = pad_left(rows, tokenizer.pad_token_id, model.device)
     width = inputs["input_ids"].shape[1]
-    processors = LogitsProcessorList()
+    watch = Watch(model.device)
+    processors = LogitsProcessorList([watch])
     if settings.do_sample:
         draws = [np.random.default_rng((seed, number)).random(settings.max_new_tokens) for number in numbers]
         processors += [TemperatureLogitsWarper(settings.temperature), TopPLogitsWarper(settings.top_p)]
@@ -170,7 +182,21 @@ def write_batch(
         settings = copy.deepcopy(settings)
         settings.update(do_sample=False, temperature=None, top_p=None, top_k=None)
     outputs = model.generate(**inputs, generation_config=settings, logits_processor=processors)
+    if watch.diverged:
+        raise UserError(DIVERGED)
     return outputs[:, width:].tolist()
+
+
+class Watch(LogitsProcessor):
+    """Notes on the device whether any row's logits were not numbers, so that nothing waits for it at each token."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.diverged = torch.zeros((), dtype=torch.bool, device=device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """(rows, tokens so far), (rows, vocabulary) → the same scores."""
+        self.diverged |= ~scores.amax(dim=-1).isfinite().all()  # minus infinity is a token ruled out
+        return scores
 
 
 class Draw(LogitsProcessor):
@@ -189,7 +215,8 @@ class Draw(LogitsProcessor):
         cumulative = scores.double().softmax(dim=-1).cumsum(dim=-1)
         # Of the sum, which rounding may leave below 1; and never a token that has no probability.
         goals = self.draws[:, input_ids.shape[1] - self.width, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, goals, right=True)
+        # What is not a number exceeds no goal; an index beyond the vocabulary would be an assert on a GPU.
+        chosen = torch.searchsorted(cumulative, goals, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)
 
 
@@ -249,6 +276,9 @@ def stream_tokens(
         settings: `max_new_tokens`, `do_sample`, `temperature`, `top_k`, `top_p`, `repetition_penalty`, `eos_token_id`.
         seed: of the draws; None: another one each time.
         alternatives: how many of the likeliest tokens to name.
+
+    Raises:
+        UserError: the model computes what is no number.
     """
     steps = settings.max_new_tokens
     ids = torch.tensor([prompt_ids[-max(1, context_length(model) - steps) :]], device=model.device)
@@ -269,6 +299,9 @@ def stream_tokens(
         unread = processors(ids, logits).argmax(dim=-1, keepdim=True)
         ids = torch.cat([ids, unread], dim=1)
         token = int(unread)
+        probability = float(probabilities[token])
+        if math.isnan(probability):
+            raise UserError(DIVERGED)
         likeliest = probabilities.topk(min(alternatives, probabilities.numel()))
         names = [tokenizer.decode([i]) for i in likeliest.indices.tolist()]
         stopped = token in stops
@@ -276,7 +309,7 @@ def stream_tokens(
         if stopped or step == steps:
             piece += text.rest()
         pairs = list(zip(names, likeliest.values.tolist(), strict=True))
-        yield Token(token, piece, float(probabilities[token]), pairs, stopped)
+        yield Token(token, piece, probability, pairs, stopped)
         if stopped:
             return
 

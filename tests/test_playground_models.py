@@ -1,6 +1,7 @@
 """Which models a playground offers, how they come into memory, and what they are given and write."""
 
 import dataclasses
+import shutil
 import threading
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from conftest import run_script
 from hub_upload_server import HubUploadServer, Repository
+from safetensors.torch import load_file, save_file
 from small_playground import ENDLESS, STEPS, make_models
 from tiny_chat import turns
 
@@ -15,7 +17,7 @@ from genesis_hf.config import SampleRecipe
 from genesis_hf.errors import UserError
 from genesis_hf.exporting.llama import write_llama_folder
 from genesis_hf.exporting.source import find_source
-from genesis_hf.generate import GrowingText, sample_answers, sampling, stream_answer, stream_tokens
+from genesis_hf.generate import GrowingText, load_chat, sample_answers, sampling, stream_answer, stream_tokens
 from genesis_hf.playground import recipe as recipes
 from genesis_hf.playground.catalogue import find_models, trunks
 from genesis_hf.playground.loading import Speaker, load_entry, load_named
@@ -98,6 +100,38 @@ def test_a_broken_model_is_one_line_that_names_no_place(models: Path) -> None:
     with pytest.raises(UserError, match=r"models/broken: can't be loaded \(.*header") as caught:
         load_entry(entry)
     assert str(models) not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "mend"),
+    [
+        (("adapter_config.json", "adapter_model.safetensors"), "LoRA adapter .*merge_and_unload"),
+        (("config.json", "pytorch_model.bin"), "pickled .* scripts/import_checkpoint.py"),
+    ],
+)
+def test_what_is_no_model_of_safetensors_is_told_its_mend(tmp_path: Path, files: tuple, mend: str) -> None:
+    for name in files:
+        (tmp_path / name).write_text("{}")
+    for load in (load_named, load_chat):
+        with pytest.raises(UserError, match=mend):
+            load(str(tmp_path))
+
+
+def test_a_model_that_lacks_tensors_is_refused(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "chat", tmp_path / "chat")
+    file = tmp_path / "chat" / "model.safetensors"
+    tensors = load_file(file)
+    assert "lm_head.weight" not in tensors  # tied
+    tensors["model.layers.0.mlp.gate.weight"] = tensors.pop("model.layers.0.mlp.gate_proj.weight")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)  # of old files
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"lack model.layers.0.mlp.gate_proj.weight of .* has [\w.]+gate.weight instead"
+    ):
+        load_named(str(tmp_path / "chat"))
+    tensors["model.layers.0.mlp.gate_proj.weight"] = tensors.pop("model.layers.0.mlp.gate.weight")
+    save_file(tensors, file, {"format": "pt"})
+    assert load_named(str(tmp_path / "chat")).chat
 
 
 def test_revisions_of_the_hub_are_models(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +264,20 @@ def test_a_seed_draws_what_sampling_a_file_of_answers_draws(chat: Speaker) -> No
     chat.model.config.max_position_embeddings = ENDLESS
     several = {"".join(stream_answer(chat.model, chat.tokenizer, ids, settings)) for _ in range(4)}
     assert len(several) > 1
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_model_that_diverged_is_refused(chat: Speaker, models: Path, temperature: float) -> None:
+    diverged = load_named(str(models / "chat")).model
+    with torch.no_grad():
+        diverged.model.norm.weight.fill_(torch.nan)
+    recipe = SampleRecipe(model="", output_file="", max_new_tokens=4, temperature=temperature)
+    settings = sampling(chat.tokenizer, recipe)
+    diverged.config.max_position_embeddings = 128
+    with pytest.raises(UserError, match="diverged"):
+        sample_answers(diverged, chat.tokenizer, [turns("hello")], settings)
+    with pytest.raises(UserError, match="diverged"):
+        next(stream_tokens(diverged, chat.tokenizer, [5, 6], settings, seed=1))
 
 
 def test_text_grows_by_whole_characters(base: Speaker) -> None:

@@ -14,7 +14,7 @@ from genesis_hf.exporting.source import find_source
 from genesis_hf.generate import context_length
 from genesis_hf.playground.catalogue import Entry
 from genesis_hf.playground.names import HUB_ID
-from genesis_hf.post_training.models import load_model
+from genesis_hf.post_training.models import load_model, refuse_other_weights
 from genesis_hf.tokenizer import load_tokenizer
 
 FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "*.jinja")
@@ -80,6 +80,7 @@ def read_speaker(folder: Path, name: str) -> Speaker:
     Raises:
         UserError: it can't be read, or model and tokenizer don't fit each other.
     """
+    refuse_other_weights(folder)
     source = find_source(folder)
     try:
         model = restore.load_model(source.folder) if source.is_checkpoint() else load_model(source.folder)

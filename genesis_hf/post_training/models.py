@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -58,13 +59,49 @@ def export_alone(name: str) -> None:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model from a folder (`export.resolve_model`); never runs code that comes with it.
 
+    Tensors that the model has no use for are left out; transformers lists them on stderr.
+
     Raises:
-        UserError: no model that can be read in it.
+        UserError: no model that can be read in it, or one that lacks tensors.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, output_loading_info=True
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model {folder}: can't be loaded ({' '.join(str(error).split())[:200]})") from None
+    # transformers would draw them at random. Tied weights are not among them.
+    if info["missing_keys"]:
+        unknown = f"; it has {named(info['unexpected_keys'])} instead" if info["unexpected_keys"] else ""
+        raise UserError(
+            f"model {folder}: its files lack {named(info['missing_keys'])} of {type(model).__name__}{unknown}; "
+            "export or download it again"
+        )
+    return model
+
+
+def named(keys: Collection[str]) -> str:
+    """The first names of some tensors, and how many more there are."""
+    more = f" and {len(keys) - 3:,} more" if len(keys) > 3 else ""
+    return ", ".join(sorted(keys)[:3]) + more
+
+
+def refuse_other_weights(folder: Path) -> None:
+    """Raise `UserError`, with the mend, where all that a folder holds is a LoRA adapter or pickled weights."""
+    if any(not path.name.startswith("adapter_") for path in folder.glob("*.safetensors")):
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"model {folder}: a LoRA adapter without the model that it belongs to; take the merged one (final/ of the "
+            "same run), or merge it: peft.AutoPeftModelForCausalLM.from_pretrained(…).merge_and_unload()"
+            ".save_pretrained(…)"
+        )
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"model {folder}: its weights are pickled (pytorch_model.bin); write them as safetensors: transformers."
+            "AutoModelForCausalLM.from_pretrained(…).save_pretrained(…), or scripts/import_checkpoint.py for those of "
+            "other programs"
+        )
 
 
 def save_final(trainer: Trainer, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
