@@ -15,7 +15,7 @@ from pathlib import Path
 # A Space runs this file in a copy of the repository that isn't installed.
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from genesis_hf.errors import report_user_errors
+from genesis_hf.errors import UserError, report_user_errors
 from genesis_hf.playground.recipe import read_recipe
 
 
@@ -23,7 +23,12 @@ def main() -> None:
     recipe = read_recipe(sys.argv[1:])
 
     # After the options: this brings torch and Gradio, which take seconds.
-    from genesis_hf.playground.serve import serve
+    try:
+        from genesis_hf.playground.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name not in ("gradio", "fastapi", "uvicorn"):
+            raise
+        raise UserError(f"{error.name} is not installed: pip install -e .[playground]") from None
 
     serve(recipe)
 

@@ -232,10 +232,10 @@ def test_a_text_begins_where_documents_begin(base: Speaker, chat: Speaker) -> No
 
 @pytest.mark.parametrize(
     "values", [{"temperature": -1}, {"temperature": float("nan")}, {"top_p": "x"}, {"top_k": None}, {"seed": True},
-               {"max_new_tokens": 0}, {"repetition_penalty": 9}, {"seed": 2**40}],
+               {"max_new_tokens": 0}, {"repetition_penalty": 9}, {"seed": 2**40}, {"top_k": 2.5}],
 )  # fmt: skip
 def test_settings_out_of_bounds_are_refused(values: dict) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(values))} must be from"):
+    with pytest.raises(UserError, match=f"{next(iter(values))} must be "):
         Sampling(**values)
 
 
@@ -319,6 +319,9 @@ def test_settings_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv(recipes.MODELS, raising=False)
     with pytest.raises(UserError, match="no models"):
         read_recipe([])
+    monkeypatch.setenv(recipes.MODELS, "'unclosed")
+    with pytest.raises(UserError, match=f"{recipes.MODELS}: No closing quotation"):
+        read_recipe([])
     with pytest.raises(UserError, match="concurrency must be above 0"):
         PlaygroundRecipe(models=["a"], concurrency=0)
     with pytest.raises(UserError, match="port must be"):
@@ -333,3 +336,12 @@ def test_what_cannot_start_ends_with_one_line() -> None:
         assert ended.returncode == 2
         assert complaint in ended.stderr
         assert "Traceback" not in ended.stderr
+
+
+def test_without_gradio_the_mend_is_named(models: Path, tmp_path: Path) -> None:
+    (tmp_path / "gradio.py").write_text("raise ModuleNotFoundError(name='gradio')")
+    path = f"{tmp_path}:{Path(__file__).parents[1]}"
+    ended = run_script("scripts/playground.py", models, check=False, warm=(), PYTHONPATH=path)
+    assert ended.returncode == 2
+    assert "gradio is not installed: pip install -e .[playground]" in ended.stderr
+    assert "Traceback" not in ended.stderr

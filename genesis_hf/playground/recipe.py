@@ -62,9 +62,12 @@ def read_recipe(argv: Sequence[str]) -> PlaygroundRecipe:
     on all addresses unless `--host` says otherwise.
 
     Raises:
-        UserError: a value out of bounds, or no models.
+        UserError: a value out of bounds, no models, or a variable that is no command line.
     """
-    argv = list(argv) or shlex.split(os.environ.get(MODELS, ""))
+    try:
+        argv = list(argv) or shlex.split(os.environ.get(MODELS, ""))
+    except ValueError as error:
+        raise UserError(f"{MODELS}: {error}; it is split into words as by a shell") from None
     parser = argparse.ArgumentParser(prog="playground.py", description="Talk to checkpoints in a browser.")
     for field in fields(PlaygroundRecipe):
         text = field.metadata["help"]

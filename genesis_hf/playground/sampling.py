@@ -26,7 +26,7 @@ class Sampling:
     """Settings that bear transformers.GenerationConfig's names; temperature 0 and top_k 0 mean none of it.
 
     Raises:
-        UserError: a value that is no number or out of bounds.
+        UserError: a value that is no number, out of bounds, or a fraction where a whole number belongs.
     """
 
     temperature: float = 0.7
@@ -44,7 +44,9 @@ class Sampling:
                 continue
             number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
             if not number or not low <= value <= high:
-                raise UserError(f"{name} must be from {low:g} to {high:g}, not {str(value)[:40]}")
+                raise UserError(f"{name} must be from {low} to {high}, not {str(value)[:40]}")
+            if name in WHOLE and value != int(value):
+                raise UserError(f"{name} must be a whole number, not {str(value)[:40]}")
             object.__setattr__(self, name, int(value) if name in WHOLE else float(value))
 
     def with_seed(self) -> "Sampling":
