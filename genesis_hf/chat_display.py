@@ -1,6 +1,7 @@
-"""An inspected conversation on the terminal, or one object a token for a program."""
+"""An inspected conversation on the terminal, or one object a token for a program; text that a terminal may be given."""
 
 import json
+import re
 from collections.abc import Sequence
 
 from genesis_hf.chat_inspection import Inspected, Token
@@ -10,6 +11,8 @@ TRAINED, MASKED = ("\x1b[30;48;5;114m", "\x1b[30;48;5;78m"), ("\x1b[38;5;250;48;
 RESET = "\x1b[0m"
 BOLD = "\x1b[1m"
 LINE_BREAK, PART = "⏎", "◦"
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+"""What a terminal obeys, line breaks and tabs apart, and halves of characters, which can't be written."""
 
 
 def as_jsonl(inspected: Inspected) -> str:
@@ -58,5 +61,14 @@ def in_marks(tokens: Sequence[Token]) -> str:
 
 def visible(text: str) -> str:
     """A token's text with what can't be seen made visible, and nothing in it that a terminal obeys."""
-    shown = [c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text]
+    shown = [c if c.isprintable() or c == "\n" else escaped(c) for c in text]
     return "".join(shown).replace("\n", f"{LINE_BREAK}\n") or PART
+
+
+def harmless(text: str) -> str:
+    """A text to read, with nothing in it that a terminal obeys: control characters are written as escapes."""
+    return CONTROL.sub(lambda match: escaped(match[0]), text)
+
+
+def escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode()

@@ -4,12 +4,13 @@
 
 MODEL is an exported folder, a run directory, a checkpoint or a Hub id; nothing is written into a run. `raw` continues
 text, as a base model does. /help lists what can be done in between; Ctrl-C stops an answer, Ctrl-D leaves. Questions
-may also be piped in.
+may also be piped in: what is refused is said on stderr, and the exit code is 2 where nothing else came of them.
 """
 
 import _env  # noqa: F401
 
 import argparse
+import sys
 from dataclasses import fields
 
 from genesis_hf.errors import report_user_errors
@@ -34,7 +35,8 @@ def main() -> None:
 
     given = {field.name: options[field.name] for field in fields(Sampling) if options[field.name] is not None}
     sampling = Sampling(**given)
-    Terminal(load_named(options["model"]), sampling, options["format"], options["system"]).run()
+    if not Terminal(load_named(options["model"]), sampling, options["format"], options["system"]).run():
+        sys.exit(2)
 
 
 def parse_options() -> argparse.Namespace:

@@ -3,12 +3,15 @@
 import contextlib
 import difflib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 from genesis_hf.chat import Message, read_template
+from genesis_hf.chat_display import harmless
 from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.generate import stream_answer
@@ -22,14 +25,14 @@ HELP = '''/system TEXT      set the system prompt (none without TEXT) and start 
 /retry            answer the last question again
 /raw, /chat       continue texts, each by itself; hold a conversation
 /model DIR        talk to another model; the conversation stays
-/save FILE        write the conversation as JSON
+/save FILE        write the conversation as JSON; only a saved conversation is replaced
 /load FILE        go on with a saved one
 /settings         show all settings
 /temperature T    0 is greedy; likewise /top_p, /top_k, /repetition_penalty, /max_new_tokens, /seed
 /quit             leave
 
 A line that ends with \\ goes on in the next; between two lines of """ everything is one text.
-Ctrl-C stops an answer, Ctrl-D leaves.'''
+Ctrl-C stops an answer or a command, or drops what is typed; Ctrl-D leaves.'''
 
 FENCE = '"""'
 
@@ -50,7 +53,8 @@ class Terminal:
     history: list[Message] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.last_text = ""
+        check_text(self.system)
+        self.last_text, self.answered = "", False
         self.put_on(self.speaker)
         self.reset()
 
@@ -60,20 +64,28 @@ class Terminal:
             speaker.tokenizer.chat_template = read_template(self.chat_format)
         self.speaker, self.raw = speaker, self.chat_format == "raw" or not speaker.chat
 
-    def run(self) -> None:
-        """Answer what is typed or piped in, to its end."""
-        if sys.stdin.isatty():
+    def run(self) -> bool:
+        """Answer what is typed or piped in, to its end; False where of what was piped in all came to nothing."""
+        typed, refused = sys.stdin.isatty(), False
+        if typed:
             with contextlib.suppress(ImportError):  # line editing and history of what was typed
                 import readline  # noqa: F401
-            print(f"{self.speaker.name}, {'raw text' if self.raw else 'chat'}. /help lists the commands.")
+            tell(f"{self.speaker.name}, {'raw text' if self.raw else 'chat'}. /help lists the commands.")
+        if hasattr(sys.stdin, "reconfigure"):  # a line that is no text must not take those behind it along
+            sys.stdin.reconfigure(errors="surrogateescape")
         for text in inputs():
             try:
+                check_text(text)
                 if not text.startswith("/"):
                     self.ask(text)
                 elif not self.obey(text):
-                    return
+                    break
             except UserError as error:
-                print(f"({error})")
+                refused = True
+                tell(f"({error})", sys.stdout if typed else sys.stderr)
+            except KeyboardInterrupt:
+                tell("(stopped)")
+        return typed or self.answered or not refused
 
     def ask(self, text: str) -> None:
         """Answer a text and remember both."""
@@ -92,9 +104,11 @@ class Terminal:
             text_prompt(speaker, text, limit) if self.raw else conversation_prompt(speaker, messages, limit)
         )
         if prompt.left_out:
-            print(f"({prompt.left_out})")
+            tell(f"({prompt.left_out})")
         settings = self.sampling.changed(max_new_tokens=prompt.max_new_tokens).settings(prompt.stop_ids)
-        return say(stream_answer(speaker.model, speaker.tokenizer, prompt.ids, settings, self.sampling.seed))
+        answer = say(stream_answer(speaker.model, speaker.tokenizer, prompt.ids, settings, self.sampling.seed))
+        self.answered = True
+        return answer
 
     # -----------------------------------------------------------------------------------------------------
     # Commands
@@ -146,7 +160,7 @@ class Terminal:
             except ValueError:
                 raise UserError(f"/{name} takes a number, not {value!r}") from None
             self.sampling = self.sampling.changed(**{name: number})
-        print(f"({name} {getattr(self.sampling, name)})")
+        tell(f"({name} {getattr(self.sampling, name)})")
 
     def set_system(self, text: str) -> None:
         self.system = text
@@ -164,9 +178,9 @@ class Terminal:
         asked = [number for number, turn in enumerate(self.history) if turn["role"] == "user"]
         if not asked:
             raise UserError("nothing was asked yet")
-        question = self.history[asked[-1]]["content"]
+        question = self.history[asked[-1]]["content"].strip().partition("\n")[0]
         self.history = self.history[: asked[-1]]
-        print(f"(forgotten: {question.splitlines()[0][:60]})")
+        tell(f"(forgotten: {question[:60]})")
 
     def retry(self, _: str = "") -> None:
         """Answer the last question again."""
@@ -184,43 +198,42 @@ class Terminal:
         if not raw and not self.speaker.chat:
             raise UserError(f"{self.speaker.name} has no chat format; --format chatml gives it one")
         self.raw = raw
-        print(f"({'raw text' if raw else 'chat'})")
+        tell(f"({'raw text' if raw else 'chat'})")
 
     def change_model(self, name: str) -> None:
         if not name:
             raise UserError("/model takes a folder, a run directory, a checkpoint or a Hub id")
-        self.put_on(load_named(name))
-        print(f"({name}, {'raw text' if self.raw else 'chat'})")
+        self.put_on(load_named(os.path.expanduser(name)))
+        tell(f"({name}, {'raw text' if self.raw else 'chat'})")
 
     def save(self, file: str) -> None:
         if not file:
             raise UserError("/save takes a file")
+        path = Path(os.path.expanduser(file))
         try:
-            write_text(file, json.dumps(self.history, indent=2, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise UserError(f"{file}: {error.strerror}") from None
-        print(f"({len(self.history)} turns → {file})")
+            path = path.resolve()  # what a link points to is written, not the link
+            if path.exists():
+                try:
+                    read_conversation(path)
+                except UserError:
+                    raise UserError(f"{file}: exists and is no saved conversation; choose another file") from None
+            write_text(path, json.dumps(self.history, indent=2, ensure_ascii=False) + "\n")
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a loop of links
+            raise UserError(f"{file}: {getattr(error, 'strerror', None) or error}") from None
+        tell(f"({len(self.history)} turns → {file})")
 
     def load(self, file: str) -> None:
-        try:
-            turns = json.loads(Path(file).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"{file or '/load'}: can't be read ({error})") from None
-        roles = ("system", "user", "assistant")
-        if not isinstance(turns, list) or not all(
-            isinstance(turn, dict) and turn.get("role") in roles and isinstance(turn.get("content"), str)
-            for turn in turns
-        ):
-            raise UserError(f"{file}: no conversation; it needs a list of role and content, as /save writes it")
-        self.history = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
-        self.system = self.history[0]["content"] if turns and turns[0]["role"] == "system" else ""
-        print(f"({len(turns)} turns ← {file})")
+        if not file:
+            raise UserError("/load takes a file")
+        self.history = read_conversation(Path(os.path.expanduser(file)))
+        self.system = self.history[0]["content"] if self.history and self.history[0]["role"] == "system" else ""
+        tell(f"({len(self.history)} turns ← {file})")
 
     def show_settings(self) -> None:
         values = {"model": self.speaker.name, "mode": "raw text" if self.raw else "chat"}
         values |= {"context": f"{self.speaker.context:,} tokens", "system": self.system or "none"}
         for name, value in {**values, **self.sampling.__dict__}.items():
-            print(f"{name:20} {'another one each time' if value is None else value}")
+            tell(f"{name:20} {'another one each time' if value is None else value}")
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -229,31 +242,77 @@ class Terminal:
 
 
 def inputs() -> Iterator[str]:
-    """Texts from the user: lines, lines joined by a backslash, and blocks between two lines of three quotes."""
-    while (line := read_line("> ")) is not None:
-        lines = [line]
-        if line.strip() == FENCE:
-            lines = []
-            while (line := read_line("… ")) is not None and line.strip() != FENCE:
-                lines.append(line)
-        else:
-            while lines[-1].endswith("\\"):
-                lines[-1] = lines[-1][:-1]
-                lines.append(read_line("… ") or "")
-        yield "\n".join(lines)
+    """Texts from the user to the end of input; Ctrl-C drops what was typed of one."""
+    while True:
+        try:
+            text = read_text()
+        except KeyboardInterrupt:
+            print()
+            continue
+        if text is None:
+            return
+        yield text
+
+
+def read_text() -> str | None:
+    """A line, lines joined by a backslash, or a block between two lines of three quotes; None at the end of input."""
+    line = read_line("> ")
+    if line is None:
+        return None
+    lines = [line]
+    if line.strip() == FENCE:
+        lines = []
+        while (line := read_line("… ")) is not None and line.strip() != FENCE:
+            lines.append(line)
+    else:
+        while lines[-1].endswith("\\"):
+            lines[-1] = lines[-1][:-1]
+            lines.append(read_line("… ") or "")
+    return "\n".join(lines)
 
 
 def read_line(sign: str) -> str | None:
-    """A line from the user, None at the end of input. Ctrl-C only clears the line."""
-    while True:
-        try:
-            return input(sign if sys.stdin.isatty() else "")
-        except KeyboardInterrupt:
+    """A line from the user, None at the end of input."""
+    try:
+        return input(sign if sys.stdin.isatty() else "")
+    except EOFError:
+        if sys.stdin.isatty():
             print()
-        except EOFError:
-            return None
-        except UnicodeDecodeError:
-            raise UserError("the input is not UTF-8 text") from None
+        return None
+
+
+def read_conversation(path: Path) -> list[Message]:
+    """What `/save` wrote.
+
+    Raises:
+        UserError: it can't be read, or is no conversation.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: not a regular file")
+        turns = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(turns, ensure_ascii=False).encode()  # JSON may hold halves of characters, which are no text
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: can't be read ({error})") from None
+    roles = ("system", "user", "assistant")
+    if not isinstance(turns, list) or not all(
+        isinstance(turn, dict) and turn.get("role") in roles and isinstance(turn.get("content"), str) for turn in turns
+    ):
+        raise UserError(f"{path}: no conversation; it needs a list of role and content, as /save writes it")
+    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+
+
+def check_text(text: str) -> None:
+    """Raise `UserError` where a text holds halves of characters, which stand for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"not UTF-8 text: {text[:60]}") from None
+
+
+def tell(text: str, file: TextIO | None = None) -> None:
+    """Print a line of our own, which may hold what others wrote."""
+    print(harmless(text), file=file, flush=True)
 
 
 def say(pieces: Iterator[str]) -> str:
@@ -262,8 +321,12 @@ def say(pieces: Iterator[str]) -> str:
     try:
         for piece in pieces:
             answer += piece
-            print(piece, end="", flush=True)
+            print(harmless(piece), end="", flush=True)
     except KeyboardInterrupt:
         print(" …", end="")
+    except UserError:
+        if answer:
+            print()
+        raise
     print()
     return answer
