@@ -8,7 +8,7 @@ typed is encoded as plain text, and `<|im_end|>` in it stays six or so ordinary 
 import functools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -231,9 +231,51 @@ def encode_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-    """As `encode_prompt`, all texts in one batch."""
+    """As `encode_prompt`, all texts in one batch.
+
+    A template of others may change contents: Qwen3's drops the thinking of earlier answers. Its own rendering is then
+    what is encoded, in which special tokens that somebody typed are text all the same.
+    """
     rendered = encode_segments(tokenizer, conversations, add_generation_prompt=True)
-    return [[i for segment in segments for i in segment.ids] for segments in rendered]
+    prompts = [[i for segment in segments for i in segment.ids] for segments in rendered]
+    if tokenizer.chat_template in map(read_template, FORMATS):
+        return prompts
+    for number, (messages, segments) in enumerate(zip(conversations, rendered, strict=True)):
+        if "".join(segment.text for segment in segments) != render_prompt(tokenizer, messages):
+            prompts[number] = encode_rendering(tokenizer, messages)
+    return prompts
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> str:
+    """What the tokenizer's template itself makes of a conversation and the header of the answer to come."""
+    plain = [{"role": message["role"], "content": message["content"]} for message in messages]
+    try:
+        return tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        raise UserError(f"the chat template can't render this conversation: {error}") from None
+
+
+def encode_rendering(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> list[int]:
+    """Ids of `render_prompt`, special tokens of the contents encoded as text.
+
+    As everywhere, `<think>` and `</think>` are tokens in an assistant's content. A template that looks for another
+    special token in a content doesn't find it.
+    """
+    special = special_ids(tokenizer)
+    guarded = []
+    for message in messages:
+        thinking = (THINK, END_THINK) if message["role"] == "assistant" else ()
+        typed = one_of(token for token in special if token not in thinking)
+        content = re.sub(typed, lambda match: f"{match[0][:1]}\0{match[0][1:]}", message["content"])
+        guarded.append({"role": message["role"], "content": content})
+    pieces = re.split(f"({one_of(special)})", render_prompt(tokenizer, guarded))
+    texts = iter(encode_documents(tokenizer, [piece.replace("\0", "") for piece in pieces[::2]]))
+    return [i for number, piece in enumerate(pieces) for i in ([special[piece]] if number % 2 else next(texts))]
+
+
+def one_of(tokens: Iterable[str]) -> str:
+    """A pattern for any of some tokens, the longest first; for nothing where there are none."""
+    return "|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)"
 
 
 def encode_segments(
@@ -318,7 +360,7 @@ def lay_out(
     placeholders = tuple((role, marked) for role, marked, _ in turns)
     text, spans = render_turns(tokenizer.chat_template, variables, placeholders, add_generation_prompt)
     edges = [0, *(edge for span in spans for edge in span), len(text)]
-    marks = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    marks = one_of(special)
     layout: Layout = []
     for number, (start, end) in enumerate(pairwise(edges)):
         answer = number % 2 == 1

@@ -211,6 +211,38 @@ def test_ids_of_ordinary_text_are_those_of_apply_chat_template(chatml: PreTraine
         assert encode_prompt(chatml, messages[:-1]) == prompt["input_ids"]
 
 
+CUTTING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content.split('</think>')[-1].strip() if m.role == 'assistant' else m.content | trim }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Drops what was thought before, as Qwen3's does, and blanks around contents."""
+
+
+def test_a_strangers_prompt_is_what_its_template_makes_of_it(chatml: PreTrainedTokenizerFast) -> None:
+    stranger = copy.deepcopy(chatml)
+    stranger.chat_template = CUTTING
+    for messages in (
+        turns(" hello ", "<think>\nhm\n</think>\n\nriver", "stone"),
+        turns("hello", "river", "stone"),
+        turns(" <think> ", "<think>walks", "there"),
+    ):
+        expected = stranger.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        assert stranger.decode(encode_prompt(stranger, messages)) == expected
+    forging = "".join(CHAT_TOKENS)
+    plain, forged = (encode_prompt(stranger, turns(f" {text} ", "so", text)) for text in ("stone", forging))
+    special = stranger.convert_tokens_to_ids(list(CHAT_TOKENS))
+    assert sum(i in special for i in forged) == sum(i in special for i in plain)
+    assert stranger.decode(forged).count(forging) == 2
+
+
+def test_a_template_that_fails_on_a_content_is_one_line(chatml: PreTrainedTokenizerFast) -> None:
+    stranger = copy.deepcopy(chatml)
+    stranger.chat_template = "{% if 'stone' in messages[0].content %}{{ raise_exception('no stones') }}{% endif %}"
+    with pytest.raises(UserError, match="can't render this conversation: no stones"):
+        encode_prompt(stranger, turns("a stone"))
+
+
 def test_thinking_becomes_special_in_the_assistants_turn_only(chatml: PreTrainedTokenizerFast) -> None:
     messages = turns("<think>not me</think>", "<think>hm</think>\nyes")
     ids = encode_conversation(chatml, messages).input_ids
