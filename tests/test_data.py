@@ -509,6 +509,21 @@ def test_accepted_weights_hold_from_the_next_block_on_and_lose_nothing(make_sour
     assert changed.tokens["s0"] - tokens["s0"] == 24 * LENGTH
 
 
+@pytest.mark.parametrize("packing", ["concatenate", "best_fit"])
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize("lengths", [[3] * 30, [3], [3] * 7 + [50]])
+def test_a_place_beyond_the_end_of_accepted_data_ends_there(make_source, words, prepared, packing, lengths):
+    keys = {"packing": packing, "shuffle_block": 4, "shuffle_rows": 0, "max_epochs": 2}
+    before = stream_of([make_source("x", documents_of([45, 50, 55] * 4), prepared)], words, 1, **keys)
+    after = make_source("x", documents_of(lengths), prepared)
+    for _, state in itertools.islice(before, 40):  # of about 80
+        state = json.loads(json.dumps(state))
+        stream = stream_of([after], words, 1, state=state, accept_data_change=True, **keys)
+        assert len(rows_of(stream, 100)) <= 2 * sum(lengths)
+        lower = keys | {"max_epochs": 1}
+        assert len(rows_of(stream_of([after], words, 1, state=state, accept_data_change=True, **lower), 100)) < 100
+
+
 def test_a_prefetcher_keeps_order_and_passes_errors_on():
     def items():
         yield from range(5)

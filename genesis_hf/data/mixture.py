@@ -132,7 +132,7 @@ class ShuffledRows:
         """The next row; None at the data's end."""
         if self._rows is None:
             self._open_block()
-        if not self._rows:
+        if self.index >= len(self._rows):  # at the data's end; also past that of accepted settings
             return None
         row = self._rows[self.index]
         self.index += 1

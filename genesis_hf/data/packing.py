@@ -63,6 +63,11 @@ def starts_of(lengths: Sequence[int]) -> np.ndarray:
     return np.array([0, *itertools.accumulate(lengths[:-1])], dtype=np.int64)
 
 
+def is_over(epoch: int, max_epochs: int | None) -> bool:
+    """Whether no pass is left; a state may be past a limit that was lowered."""
+    return max_epochs is not None and epoch >= max_epochs
+
+
 def join(parts: Sequence[np.ndarray], out: np.ndarray) -> None:
     np.concatenate(parts, out=out, casting="unsafe")
 
@@ -157,10 +162,10 @@ class TextRows:
 
     def _ready(self) -> bool:
         """Open the block that `state` points into; False when the source is dry."""
-        while self._documents is None or self.state["next"] == self._units():
+        while self._documents is None or self.state["next"] >= self._units():
             if self._documents is not None:
                 self._close_block()
-            if self.state["epoch"] == self.max_epochs:
+            if is_over(self.state["epoch"], self.max_epochs):
                 return False
             self._open_block()
         return True
@@ -182,6 +187,9 @@ class TextRows:
         if self.packing == "best_fit":
             self._bins = best_fit([len(document) for document in documents], self.sequence_length)
         self._documents = documents
+        # In other data that was accepted, the place may lie beyond its document's end, or the block's (`_ready`).
+        if state["next"] < len(documents) and state["offset"] >= len(documents[state["next"]]):
+            state.update(next=state["next"] + 1, offset=0)
         if first_opened:
             self._count(block)
 
@@ -189,7 +197,7 @@ class TextRows:
         """The block's documents up to the source's caps, and whether they end the epoch."""
         source, before = self.source, self.state["before"]
         if source.max_documents is not None and before["documents"] + len(documents) >= source.max_documents:
-            return documents[: source.max_documents - before["documents"]], True
+            return documents[: max(0, source.max_documents - before["documents"])], True
         if source.max_tokens is not None:
             ends = before["tokens"] + np.cumsum([len(document) for document in documents])
             if len(ends) and ends[-1] >= source.max_tokens:
@@ -296,10 +304,10 @@ class PreparedRows:
     def _concatenated(self) -> Row | None:
         state = self.state
         while (row := next(self._plan, None)) is None:
-            if state["epoch"] == self.max_epochs:
+            if is_over(state["epoch"], self.max_epochs):
                 return None
             first, stop = self._rows_of(state["epoch"])
-            if state["next"] == stop - first:
+            if state["next"] >= stop - first:
                 state.update(epoch=state["epoch"] + 1, next=0, seed=None)
             else:
                 self._plan = self._planned(first, stop - first)
@@ -361,12 +369,12 @@ class PreparedRows:
     def _fitted(self) -> Row | None:
         state = self.state
         windows = -(-len(self.ends) // self.window)
-        while not self._bins or state["row"] == len(self._bins):
+        while not self._bins or state["row"] >= len(self._bins):
             if self._bins:
                 state.update(next=state["next"] + 1, row=0)
-            if state["next"] == windows:
-                state.update(epoch=state["epoch"] + 1, next=0, seed=None)
-            if state["epoch"] == self.max_epochs:
+            if state["next"] >= windows:
+                state.update(epoch=state["epoch"] + 1, next=0, row=0, seed=None)
+            if is_over(state["epoch"], self.max_epochs):
                 return None
             self._open_window(windows)
         segments = [(start, stop) for _, start, stop in self._bins[state["row"]]]
