@@ -10,10 +10,11 @@ FOLDER is a run, or holds several; default: runs. A and B are names in the tree,
 import _env  # noqa: F401
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
-from genesis_hf.errors import report_user_errors
+from genesis_hf.errors import UserError, report_user_errors
 
 
 def main() -> None:
@@ -31,24 +32,26 @@ def main() -> None:
             f"  accelerate launch --config_file accelerate_configs/… scripts/pretrain.py --config {run}/recipe.yaml"
         )
     elif arguments.command == "diff":
-        folders = arguments.folders or ["runs"]
-        folders += [name for name in (arguments.a, arguments.b) if not arguments.folders and Path(name).is_dir()]
-        tree = read_tree(folders)
-        print(diff_text(tree.find(arguments.a), tree.find(arguments.b)))
+        a, b, *named = arguments.models
+        tree = read_tree(named or ["runs", *(name for name in (a, b) if Path(name).is_dir())])
+        print(diff_text(tree.find(a), tree.find(b)))
     else:
-        print(tree_text(read_tree(arguments.folders or ["runs"])) or "no model there")
+        width = shutil.get_terminal_size((100, 24)).columns
+        print(tree_text(read_tree(arguments.folders or ["runs"]), width) or "no model there")
 
 
 def parse_arguments(words: list[str]) -> argparse.Namespace:
-    """The command line; a first word that is no command is a folder."""
+    """The command line; a first word that is no command is a folder.
+
+    Raises:
+        UserError: `diff` of one model.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="the tree (also without this word)")
     show.add_argument("folders", nargs="*", metavar="FOLDER")
     diff = commands.add_parser("diff", help="two models compared")
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
-    diff.add_argument("folders", nargs="*", metavar="FOLDER")
+    diff.add_argument("models", nargs="*", metavar="A B [FOLDER …]")
     fork = commands.add_parser("fork", help="a new run that goes on from a checkpoint of another")
     fork.add_argument("run", metavar="RUN")
     fork.add_argument("--at", type=int, required=True, metavar="STEP")
@@ -56,7 +59,10 @@ def parse_arguments(words: list[str]) -> argparse.Namespace:
     fork.add_argument("--output_dir", metavar="NEW", help="default: RUN-from-STEP")
     if not words or words[0] not in ("show", "diff", "fork", "-h", "--help"):
         words = ["show", *words]
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if arguments.command == "diff" and len(arguments.models) < 2:
+        raise UserError("diff compares two models: python scripts/lineage.py diff A B [FOLDER …]")
+    return arguments
 
 
 if __name__ == "__main__":

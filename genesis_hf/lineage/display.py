@@ -4,11 +4,14 @@ from collections.abc import Iterator
 from textwrap import wrap
 from typing import Any
 
-from genesis_hf.evaluation.compare import comparison, load_evaluation
+from genesis_hf.errors import UserError
+from genesis_hf.evaluation.compare import comparison
 from genesis_hf.evaluation.tables import markdown, plus_minus
 from genesis_hf.lineage.differences import chain_recipes, own_differences, recipe_differences, trained_tokens
+from genesis_hf.lineage.evaluations import read_evaluation
 from genesis_hf.lineage.folders import FORK
 from genesis_hf.lineage.nodes import Node
+from genesis_hf.lineage.repetition import repetition
 from genesis_hf.lineage.tree import Tree
 
 METRICS = ("bits_per_byte", "acc_norm", "exact_match", "acc")
@@ -17,14 +20,19 @@ METRICS = ("bits_per_byte", "acc_norm", "exact_match", "acc")
 SHOWN_DIFFERENCES = 6
 """Keys of a recipe named in the tree; `diff` names all."""
 
+UNBROKEN = "\N{NO-BREAK SPACE}"
 
 Item = tuple[list[str], list["Item"]]
 """Lines of text, and what hangs from them."""
 
 
-def tree_text(tree: Tree) -> str:
-    """Every model under what it came from: steps, tokens of each source, what came twice, recipe, evaluations."""
-    return "\n".join(line for item in items(tree.roots, tree) for line in ["", *draw(item)]).strip("\n")
+def tree_text(tree: Tree, width: int = 100) -> str:
+    """Every model under what it came from: steps, tokens of each source, what came twice, recipe, evaluations.
+
+    Args:
+        width: of the lines in characters; names and headlines are never broken.
+    """
+    return "\n".join(line for item in items(tree.roots, tree) for line in ["", *draw(item, width)]).strip("\n")
 
 
 def items(nodes: list[Node], tree: Tree) -> list[Item]:
@@ -44,21 +52,23 @@ def items(nodes: list[Node], tree: Tree) -> list[Item]:
     return result
 
 
-def draw(item: Item) -> Iterator[str]:
+def draw(item: Item, width: int) -> Iterator[str]:
     """An item's lines, and its branches below with lines that lead to them."""
     (first, *others), branches = item
     yield first
-    for line in others:
-        yield f"{'│' if branches else ' '}    {line}"
+    for text in others:
+        for line in wrap(text, max(40, width - 5), subsequent_indent="  ", break_on_hyphens=False):
+            yield f"{'│' if branches else ' '}    {line.replace(UNBROKEN, ' ')}"
     for number, branch in enumerate(branches, 1):
         last = number == len(branches)
-        for position, line in enumerate(draw(branch)):
+        for position, line in enumerate(draw(branch, width - 3)):
             yield f"{('└─ ' if last else '├─ ') if position == 0 else ('   ' if last else '│  ')}{line}"
 
 
 def headline(node: Node) -> str:
     """`demo/pretrain/step_000000700  checkpoint, 700 steps`"""
-    what = {"export": f"export of {node.start}", "model": "model from elsewhere"}.get(node.kind, node.kind)
+    made_of = node.start or "an unknown checkpoint"
+    what = {"export": f"export of {made_of}", "model": "model from elsewhere"}.get(node.kind, node.kind)
     steps = f", {node.step:,} steps" if node.step is not None and node.kind != "export" else ""
     missing = "" if node.folder is not None else ", not finished"
     unknown = (
@@ -71,23 +81,33 @@ def details(node: Node, tree: Tree) -> Iterator[str]:
     """The lines under a node's headline."""
     if node.tokens:
         total = sum(node.tokens.values())
-        shares = ", ".join(f"{name} {count / max(1, total):.1%}" for name, count in node.tokens.items())
-        twice = ", ".join(f"{name} in {words}" for name, words in node.repeated.items())
-        yield f"{total:,} tokens: {shares}; {f'came again: {twice}' if twice else 'none twice'}"
+        shares = [f"{name} {count:,} ({count / max(1, total):.1%})" for name, count in node.tokens.items()]
+        yield f"{total:,} tokens: {listed(shares)}; {'; '.join(repetition(node)) or listed(['none twice'])}"
     if node.kind == "checkpoint" and node.figures.get("held_out"):
-        bits = [f"{name} {figures['bits_per_byte']:.3f}" for name, figures in node.figures["held_out"].items()]
-        yield f"held-out bits per byte: {', '.join(bits)}"
+        bits = [f"{name} {value:.3f}" for name, value in node.figures["held_out"].items()]
+        yield f"held-out bits per byte: {listed(bits)}"
     differences = own_differences(node, tree.nodes)
     if differences:
         said = [
             f"{key} {brief(old)} → {brief(new)}" for key, (old, new) in list(differences.items())[:SHOWN_DIFFERENCES]
         ]
         more = len(differences) - len(said)
-        yield f"recipe: {', '.join(said)}{f' and {more} more' if more else ''}"
+        yield f"recipe: {listed(said)}{f' and {more} more' if more else ''}"
     for folder in node.evaluations:
-        tasks = load_evaluation(folder).values["tasks"]
+        try:
+            tasks = read_evaluation(folder).values["tasks"]
+        except UserError as error:
+            yield f"unreadable: {error}"
+            continue
         scores = [f"{task} {score(metrics)}" for task, metrics in tasks.items() if metrics]
-        yield from wrap(f"evaluation: {', '.join(scores)}", 100, subsequent_indent="  ", break_on_hyphens=False)
+        yield f"evaluation: {listed(scores) or 'no scores'}"
+    for file, why in node.unreadable.items():
+        yield f"unreadable: {file} ({why})"
+
+
+def listed(parts: list[str]) -> str:
+    """Parts with commas, such that a line is broken between them only."""
+    return ", ".join(part.replace(" ", UNBROKEN) for part in parts)
 
 
 def score(metrics: dict[str, dict[str, Any]]) -> str:
@@ -118,7 +138,7 @@ def diff_text(a: Node, b: Node) -> str:
     parts.append(token_table(a, b))
     evaluated = [node.evaluations[0] for node in (a, b) if node.evaluations]
     if len(evaluated) == 2:
-        parts.append(markdown(comparison([load_evaluation(folder) for folder in evaluated])))
+        parts.append(markdown(comparison([read_evaluation(folder) for folder in evaluated])))
     else:
         without = ", ".join(name for name, node in (("A", a), ("B", b)) if not node.evaluations)
         parts.append(f"evaluations: none of {without}; scripts/evaluate.py --model makes one")

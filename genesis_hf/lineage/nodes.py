@@ -22,7 +22,9 @@ class Node:
         tokens: by source, trained on since random weights (checkpoint) or in this phase (SFT, DPO, KTO: tokens of
             the rows, labels or not, times the epochs).
         repeated: by source, what came a second time, in words; empty: nothing did.
-        figures: what training recorded: `loss`, and `held_out` by source.
+        data_changed: the first step at which training went on with other data that was accepted; None: it never did.
+        unreadable: by file, why it tells nothing about the node.
+        figures: what training recorded: `loss`, and `held_out`, of a checkpoint bits per byte by source.
         identity: sha256 of a checkpoint's manifest; None for others.
         parent: what its training, or its export, began with; None: random weights, or unknown (`start` tells).
         start: the model or checkpoint that it began with, by the name it was given there.
@@ -37,6 +39,8 @@ class Node:
     step: int | None = None
     tokens: dict[str, int] = field(default_factory=dict)
     repeated: dict[str, str] = field(default_factory=dict)
+    data_changed: int | None = None
+    unreadable: dict[str, str] = field(default_factory=dict)
     figures: dict[str, Any] = field(default_factory=dict)
     identity: str | None = None
     parent: "Node | None" = field(default=None, repr=False)

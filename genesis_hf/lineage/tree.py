@@ -1,14 +1,16 @@
 """The models below some folders, each with what it came from."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from pathlib import Path
 
+from genesis_hf.checkpoint.folders import checkpoint_folder
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json
 from genesis_hf.lineage.evaluations import assign_evaluations, weights_sha256
-from genesis_hf.lineage.folders import FORK, find_nodes
+from genesis_hf.lineage.folders import FORK, find_nodes, json_object, noted
 from genesis_hf.lineage.nodes import Node
 
 
@@ -61,6 +63,8 @@ def read_tree(roots: Sequence[str | Path], evaluations: bool = True) -> Tree:
         elif node.kind in ("sft", "dpo", "kto") and node.start:
             node.parent = named_by(node.start, node, nodes)
     for node in nodes:
+        if comes_of_itself(node):
+            node.parent = None
         if node.parent is not None:
             node.parent.children.append(node)
     if evaluations:
@@ -74,11 +78,15 @@ def chain_checkpoints(nodes: list[Node]) -> None:
         chain = sorted(group, key=lambda node: node.step)
         for before, after in pairwise(chain):
             after.parent = before
-        first, fork = chain[0], read_json(run / FORK)
+        first = chain[0]
         named = str(first.recipe.get("resume_from_checkpoint", "auto"))
-        if fork:
-            first.start = f"{fork['run']} step {fork['step']:,}"
-            first.parent = original(fork["manifest_sha256"], nodes)
+        if (run / FORK).is_file():
+            first.start = "an unknown checkpoint"
+            with noted(first, run / FORK) as file:
+                fork = json_object(file)
+                first.start = f"{fork['run']} step {int(fork['step']):,}"
+                named = str(checkpoint_folder(fork["run"], int(fork["step"])))
+                first.parent = forked_from(fork["manifest_sha256"], named, first, nodes)
         elif named not in ("auto", "none", "None"):
             first.start, first.parent = named, named_by(named, first, nodes)
 
@@ -89,13 +97,32 @@ def original(identity: str, nodes: list[Node]) -> Node | None:
     return next((node for node in copies if read_json(node.run / FORK).get("manifest_sha256") != identity), None)
 
 
+def forked_from(identity: str, named: str, first: Node, nodes: list[Node]) -> Node | None:
+    """The checkpoint that a fork's first is a copy of: the one it names, which may be a copy, else the original."""
+    there = named_by(named, first, nodes)
+    return there if there is not None and there.identity == identity else original(identity, nodes)
+
+
+def comes_of_itself(node: Node) -> bool:
+    """Whether names that were given anew make a circle of a node's ancestors."""
+    seen: set[Node] = set()
+    above = node.parent
+    while above is not None and above not in seen:
+        seen.add(above)
+        above = above.parent
+    return node in seen
+
+
 def exported_from(export: Node, nodes: list[Node]) -> Node | None:
-    """The checkpoint, or Llama folder, that an export was made of, by the hash in its report."""
+    """The checkpoint, or Llama folder, that an export was made of, by the hash in its report.
+
+    Of a checkpoint and its copies in forks it is the original.
+    """
     report = read_json(export.run / "parity.json")
     made_of = report.get("checkpoint_sha256")
     of_hash = [node for node in nodes if node.identity is not None and node.identity == made_of]
     if of_hash:
-        return of_hash[0]
+        return original(made_of, nodes) or of_hash[0]
     chat_models = [node for node in nodes if node is not export and node.kind != "checkpoint" and node.folder]
     return next((node for node in chat_models if weights_sha256(node.folder) == made_of), None)
 
@@ -111,7 +138,7 @@ def named_by(name: str, node: Node, nodes: list[Node]) -> Node | None:
         *(above / Path(*parts[i:]) for i in range(len(parts)) for above in node.run.resolve().parents),
     ]
     for place in places:
-        if not place.exists():
+        if not os.path.exists(place):
             continue
         place = place.resolve()
         found = [n for n in nodes if n is not node and n.folder and n.folder.resolve() in (place, place / "final")]
