@@ -13,6 +13,7 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from genesis_hf.errors import UserError, report_user_errors
 
@@ -40,13 +41,20 @@ def main() -> None:
         print(tree_text(read_tree(arguments.folders or ["runs"]), width) or "no model there")
 
 
+class Parser(argparse.ArgumentParser):
+    """Complains in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see python scripts/lineage.py --help")
+
+
 def parse_arguments(words: list[str]) -> argparse.Namespace:
     """The command line; a first word that is no command is a folder.
 
     Raises:
-        UserError: `diff` of one model.
+        UserError: words that make no command.
     """
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="the tree (also without this word)")
     show.add_argument("folders", nargs="*", metavar="FOLDER")

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,11 @@ from small_runs import losses, small_recipe, write_recipe
 
 from genesis_hf.checkpoint.folders import checkpoint_folder
 from genesis_hf.config import read_yaml
+from genesis_hf.errors import UserError
 from genesis_hf.lineage.differences import recipe_differences
 from genesis_hf.lineage.display import diff_text, tree_text
+from genesis_hf.lineage.fork import fork as make_fork
+from genesis_hf.lineage.repetition import repetition
 from genesis_hf.lineage.tree import read_tree
 from genesis_hf.publishing.lineage import ancestors, lineage_rows
 from genesis_hf.runs import read_run
@@ -62,6 +66,7 @@ def test_a_tree_names_parents_tokens_and_steps(runs):
     text = tree_text(tree)
     assert "none twice" in text
     assert "runs/base  [export of step_000000008]" in text
+    assert max(map(len, tree_text(tree, width=60).splitlines())) <= 60
 
 
 def test_a_source_that_came_twice_is_named(corpus, tokenizer_folder, tmp_path):
@@ -106,6 +111,68 @@ def test_evaluations_are_told_by_the_models_files(copied):
     assert "quiz acc 0.50 ± 0.10 (chance 0.25)" in tree_text(tree)
 
 
+STATE, SUMMARY, SCORES = "trunk/checkpoints/step_000000008/trainer_state.json", "sft/summary.json", "evaluation.json"
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "words"),
+    [
+        (STATE, "[]", "trainer_state.json (its values"),
+        (STATE, '{"step": 8, "stream": null}', "trainer_state.json (its values"),
+        (STATE, '{"stream": {"tokens": {"prose": 1}}}', "trainer_state.json (it has no 'epochs')"),
+        ("trunk/checkpoints/step_000000008/recipe.yaml", "- 1", "recipe.yaml (no recipe in it)"),
+        ("trunk/fork.json", '{"run": "x"}', "fork.json (it has no 'step')"),
+        ("base/parity.json", "[]", "parity.json (its values"),
+        ("base/parity.json", '{"training": null', "parity.json (not valid JSON)"),
+        (SUMMARY, '{"steps": 1, "mixture": null}', "summary.json (its values"),
+        (SUMMARY, '{"steps": 1, "mixture": [{"name": "talk"}]}', "summary.json (it has no 'tokens')"),
+        (SUMMARY, '{"steps": 1, "epochs": null, "mixture": []}', "summary.json (its values"),
+        (SCORES, '{"model_sha256": "SHA", "tasks": null, "provenance": {}}', "evaluation.json: no evaluation"),
+        (SCORES, '{"model_sha256": "SHA", "tasks": {"quiz": [1]}, "provenance": {}}', "evaluation.json: its values"),
+        (SCORES, '{"model_sha256": "SHA", "tasks": {"q": {"acc": {}}}, "provenance": {}}', "it has no 'value'"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_tree_goes_on(copied, file, text, words):
+    from genesis_hf.lineage.evaluations import model_sha256
+
+    post_training(copied / "sft", "runs/base")
+    (copied / file).write_text(text.replace("SHA", model_sha256(copied / "base")))
+    tree = read_tree([copied])
+    said = " ".join(tree_text(tree, width=500).split())
+    assert f"unreadable: {words}" in said or (words in said and "unreadable: /" in said)
+    assert {"runs/trunk/step_000000012", "runs/base", "runs/sft"} <= {node.name for node in tree.nodes}
+
+
+def test_data_named_twice_or_changed_is_not_called_new(copied, corpus):
+    recipe_file = checkpoint_folder(copied / "trunk", 12) / "recipe.yaml"
+    source = {"name": "again", "paths": [str(corpus / "prose.json*")]}
+    recipe = read_yaml(recipe_file)
+    recipe_file.write_text(json.dumps({**recipe, "sources": [*recipe["sources"], source]}))
+    with open(copied / "trunk" / "events.jsonl", "a") as events:
+        events.write('{"step": 4, "event": "data change", "text": "accepted: source prose has other files"}\n')
+    make_fork(copied / "trunk", 8)
+    said = {}
+    for node in read_tree([copied]).nodes:
+        said[node.name.removeprefix("runs/")] = "; ".join(repetition(node))
+    assert said["trunk/step_000000004"] == ""
+    assert "not known since step 4" in said["trunk/step_000000008"]
+    assert "prose and again share data" in said["trunk/step_000000012"]
+    shutil.rmtree(copied / "trunk")
+    assert "not known since step 4" in tree_text(read_tree([copied]), width=200)
+
+
+def test_links_are_followed_and_each_folder_is_there_once(copied, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "linked").symlink_to(copied / "trunk")
+    (tmp_path / "elsewhere" / "data").symlink_to(copied / "base")
+    (copied / "again").symlink_to(copied)
+    names = [node.name for node in read_tree([copied]).nodes]
+    assert sorted(names) == ["runs/base", *(f"runs/trunk/step_{step:09d}" for step in (4, 8, 12))]
+    names = [node.name for node in read_tree([tmp_path / "elsewhere"]).nodes]
+    assert "elsewhere/linked/step_000000008" in names
+    assert "elsewhere/data" in names
+
+
 def test_a_fork_goes_on_exactly_and_hangs_from_where_it_left(copied):
     fork(copied, "--at", "8", "--output_dir", copied / "same")
     fork(copied, "--at", "8", "--set", "learning_rate=0.001", "--set", "weights={prose: 0.1, code: 0.9}")
@@ -142,25 +209,55 @@ def test_a_forks_start_is_a_copy_that_neither_can_spoil(copied):
     assert "resumed from" in result.stdout + result.stderr
 
 
+def test_a_forks_copy_does_not_take_the_branches_of_its_trunk(copied):
+    make_fork(copied / "trunk", 8, output_dir=copied / "a_fork")  # stands before the trunk
+    tree = read_tree([copied])
+    assert tree.find("base").parent.name == "runs/trunk/step_000000008"
+    assert tree.find("a_fork").parent.name == "runs/trunk/step_000000008"
+
+
+def test_a_fork_of_a_fork_keeps_what_the_first_one_set(copied, monkeypatch):
+    first = make_fork(copied / "trunk", 8, ["learning_rate=0.001", "weights={prose: 0.1, code: 0.9}"])
+    second = read_yaml(make_fork(first, 8, ["seed=7"], copied / "second") / "recipe.yaml")
+    assert second["learning_rate"] == 0.001
+    assert [(change["weights"], change["seed"]) for change in second["data_changes"]] == [
+        ({"prose": 0.1, "code": 0.9}, None), (None, 7)
+    ]  # fmt: skip
+    assert read_tree([copied]).find("second").parent.run == first
+    monkeypatch.chdir(first)
+    assert make_fork(".", 8, ["keep_steps=4,10"]) == copied / "trunk-from-8-from-8"
+    assert read_yaml(copied / "trunk-from-8-from-8" / "recipe.yaml")["keep_steps"] == [10]
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("step", "settings", "folder", "words"),
     [
-        (["--at", "5"], "no complete checkpoint of step 5; complete there: 12, 8, 4"),
-        (["--at", "8", "--set", "model.hidden_size=32"], "can't go on with another model"),
-        (["--at", "8", "--set", "sequence_length=32"], "can't go on with another sequence_length"),
-        (["--at", "8", "--set", "lerning_rate=1"], "did you mean `learning_rate`"),
-        (["--at", "8", "--set", "learning_rate"], "give KEY=VALUE"),
-        (["--at", "8", "--set", "weights={prose: 1}"], "weights must name each source"),
-        (["--at", "12"], "needs --set max_steps"),
-        (["--at", "8", "--output_dir", "."], "exists"),
+        (5, [], None, "no complete checkpoint of step 5; complete there: 12, 8, 4"),
+        (8, ["model.hidden_size=32"], None, "can't go on with another model"),
+        (8, ["sequence_length=32"], None, "can't go on with another sequence_length"),
+        (8, ["lerning_rate=1"], None, "did you mean `learning_rate`"),
+        (8, ["learning_rate"], None, "give KEY=VALUE"),
+        (8, ["weights={prose: 1}"], None, "weights must name each source"),
+        (8, ["weights={"], None, "not valid YAML"),
+        (8, ["weights=null"], None, "give weights={SOURCE: NUMBER"),
+        (8, ["seed="], None, "give seed=NUMBER"),
+        (8, ["data_changes=x", "seed=1"], None, "data_changes"),
+        (8, ["output_dir=there"], None, "--output_dir"),
+        (8, ["stop_at_step=9"], None, "--stop_at_step"),
+        (8, ["resume_from_checkpoint=none"], None, "its own checkpoint"),
+        (12, [], None, "needs --set max_steps"),
+        (8, [], ".", "exists"),
+        (8, [], "trunk/recipe.yaml/below", "can't be made"),
+        (8, [], "nowhere", "exists"),
     ],
 )
-def test_a_fork_that_cannot_be_is_refused(copied, arguments, words):
-    result = fork(copied, *arguments, check=False)
-    assert result.returncode == 2
-    assert words in result.stderr
-    assert "Traceback" not in result.stderr
-    assert not (copied / "trunk-from-8").exists()
+def test_a_fork_that_cannot_be_is_refused(copied, step, settings, folder, words):
+    (copied / "nowhere").symlink_to("gone")
+    with pytest.raises(UserError) as refused:
+        make_fork(copied / "trunk", step, settings, folder and copied / folder)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert sorted(os.listdir(copied)) == ["base", "nowhere", "trunk"]
 
 
 def test_a_damaged_checkpoint_is_not_forked(copied):
@@ -179,9 +276,15 @@ def test_diff_names_what_differs():
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["nowhere"], "no such folder"), (["diff", "trunk/step_000000004", "nothing"], "no such model")],
+    [
+        (["nowhere"], "no such folder"),
+        (["diff", "trunk/step_000000004", "nothing", "RUNS"], "no such model"),
+        (["diff", "trunk"], "diff compares two models"),
+        (["fork", "RUNS", "--at", "x"], "invalid int value"),
+    ],
 )
 def test_what_is_not_there_is_said(runs, arguments, words):
-    result = run_script("scripts/lineage.py", *arguments, *([runs] if arguments[0] == "diff" else []), check=False)
+    result = run_script("scripts/lineage.py", *(runs if word == "RUNS" else word for word in arguments), check=False)
     assert result.returncode == 2
     assert words in result.stderr
+    assert len(result.stderr.splitlines()) == 1

@@ -100,8 +100,9 @@ def is_run(folder: Path) -> bool:
 
 
 def is_post_training(folder: Path) -> bool:
-    return (
-        (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file() and "mixture" in recipe_of(folder)
+    """Whether a folder is a run of SFT, DPO or KTO, which alone have a mixture, and at their end a summary."""
+    return (folder / "metrics.jsonl").is_file() and (
+        (folder / "summary.json").is_file() or "mixture" in recipe_of(folder)
     )
 
 
@@ -128,8 +129,7 @@ def read_checkpoint(folder: Path, run: Path, name: str, changes: Sequence[int]) 
         changes: steps at which the run went on with other data.
     """
     node = Node(name, "checkpoint", folder, run, recipe_of(folder), checkpoint_step(folder))
-    if not node.recipe:
-        node.unreadable["recipe.yaml"] = "no recipe in it"
+    note_recipe(node)
     node.data_changed = min((step for step in changes if step < node.step), default=None)
     with noted(node, folder / "manifest.json") as file:
         node.identity = file_sha256(file)
@@ -159,6 +159,7 @@ def read_post_training(folder: Path, name: str) -> Node:
         recipe,
         start=str(recipe["model"]) if recipe.get("model") else None,
     )
+    note_recipe(node)
     if summary_file.is_file():
         with noted(node, summary_file):
             summary = json_object(summary_file)
@@ -182,6 +183,12 @@ def read_model(folder: Path, name: str) -> Node:
             node.step = training.get("step")
             node.figures = {key: training[key] for key in ("loss", "held_out") if key in training}
     return node
+
+
+def note_recipe(node: Node) -> None:
+    """Say of a training without a recipe that it has none."""
+    if not node.recipe:
+        node.unreadable["recipe.yaml"] = "no recipe in it"
 
 
 @contextmanager
