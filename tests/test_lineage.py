@@ -216,6 +216,13 @@ def test_a_forks_copy_does_not_take_the_branches_of_its_trunk(copied):
     assert tree.find("a_fork").parent.name == "runs/trunk/step_000000008"
 
 
+def test_a_secret_of_a_fork_is_written_nowhere(copied):
+    made = make_fork(copied / "trunk", 8, ["env.MY_TOKEN=hunter2", "env.NCCL_P2P_DISABLE=1"], copied / "quiet")
+    written = "".join(path.read_text() for path in (made / "fork.json", made / "recipe.yaml"))
+    assert "hunter2" not in written
+    assert "env.NCCL_P2P_DISABLE=1" in written
+
+
 def test_a_fork_of_a_fork_keeps_what_the_first_one_set(copied, monkeypatch):
     first = make_fork(copied / "trunk", 8, ["learning_rate=0.001", "weights={prose: 0.1, code: 0.9}"])
     second = read_yaml(make_fork(first, 8, ["seed=7"], copied / "second") / "recipe.yaml")

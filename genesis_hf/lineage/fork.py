@@ -11,7 +11,7 @@ import yaml
 
 from genesis_hf.checkpoint.folders import checkpoint_folder, checkpoint_step, complete_checkpoints
 from genesis_hf.checkpoint.manifest import verify_checkpoint
-from genesis_hf.config import PretrainRecipe, build, read_yaml, recipe_dict, recipe_yaml, set_dotted, write_text
+from genesis_hf.config import SECRET, PretrainRecipe, build, read_yaml, recipe_dict, recipe_yaml, set_dotted, write_text
 from genesis_hf.data.fingerprint import PLACE
 from genesis_hf.errors import UserError
 from genesis_hf.files import file_sha256, read_json
@@ -78,7 +78,7 @@ def fork(run: str | Path, step: int, settings: Sequence[str] = (), output_dir: s
         shutil.copy2(source / "config.json", partial)
         parent = {"run": str(run), "step": step, "manifest_sha256": file_sha256(source / "manifest.json")}
         changed = [changed for changed in data_changes(run) if changed < step]
-        said = {**parent, "set": list(settings), "data_changed_at": changed}
+        said = {**parent, "set": [without_secret(setting) for setting in settings], "data_changed_at": changed}
         write_text(partial / FORK, json.dumps(said, indent=2) + "\n")
         partial.rename(target)
     except OSError as error:
@@ -94,6 +94,13 @@ def fork(run: str | Path, step: int, settings: Sequence[str] = (), output_dir: s
 def began_here(run: Path, checkpoint: Path) -> bool:
     """Whether a run is a fork whose first checkpoint is this one: another run's, with that run's recipe in it."""
     return read_json(run / FORK).get("manifest_sha256") == file_sha256(checkpoint / "manifest.json")
+
+
+def without_secret(setting: str) -> str:
+    """`key=value` as it may be written down: `--set env.HF_TOKEN=…` holds a secret, told by its name."""
+    key = setting.partition("=")[0]
+    secret = key == "env" or (key.startswith("env.") and SECRET.search(key.removeprefix("env.")))
+    return f"{key}={NOT_STORED}" if secret else setting
 
 
 def forked_recipe(values: dict[str, Any], step: int, settings: Sequence[str], output_dir: Path) -> PretrainRecipe:
