@@ -23,12 +23,12 @@ def main() -> None:
         raise UserError(f"output_file {output_file}: its name must end with .html")
 
     from genesis_hf.report.material import collect
-    from genesis_hf.report.pages import write_report
+    from genesis_hf.report.pages import encodable, write_report
     from genesis_hf.report.sections import headlines
 
     material = collect(arguments.runs)
     path = write_report(material, output_file)
-    print(*headlines(material), sep="\n")
+    print(encodable("\n".join(headlines(material))))
     print(f"report: {path}, {path.with_suffix('.md')}")
 
 

@@ -263,7 +263,10 @@ def test_files_with_something_else_in_them_cost_their_own_part(road):
         road / "pretrain/events.jsonl", [{"step": 2, "event": ["x"], "text": None, "time": "now"}, {"step": "y"}]
     )
     text = as_markdown(collect([road]))
-    assert "## Before and after\n\nThis part cannot be made of these files: TypeError" in text
+    scores = text[text.index("## Before and after") :]
+    assert "evaluation/base is left out of this part: TypeError" in scores
+    assert "| order acc ↑ " in scores  # the other model's
+    assert "pretrain/summary.json could not be read: not a JSON object" in text
     assert "| pretrain | pretraining | 5" in text
     assert "| 2    | ['x'] | None | unknown" in text
 
@@ -310,7 +313,7 @@ def test_samples_through_training_and_energy_across_resumes(road):
     assert material.trainings[0].log.joules == 7.2e6 + 90.0
     text = as_markdown(material)
     assert "2 kWh" in text
-    assert "not readable here" in text  # of the DPO
+    assert "not recorded" in text  # by the DPO
     assert "> *step 1*: at 1" in text
     assert "> *step 207*: at 207" in text
     assert text.count("> *step ") == 5

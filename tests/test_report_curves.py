@@ -95,7 +95,7 @@ def test_the_page_in_a_browser(page_file, width, dark):
         assert titles[:3] == ["Look at this first", "Training", "Data"]
         assert {"Tokenizer", "Samples", "Costs", "Events", "Settings"} <= set(titles)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert page.locator("svg.chart").count() == 5
+        assert page.locator("svg.chart").count() == 6
         sizes = page.locator("svg.chart").evaluate_all("all => all.map(svg => svg.getBoundingClientRect().width)")
         assert min(sizes) > 250
         # Axis text in the page's own ink: readable in the dark.

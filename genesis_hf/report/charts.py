@@ -13,7 +13,13 @@ from genesis_hf.report.log import CURVES
 from genesis_hf.report.material import Training
 
 SERIES = 6
-"""Colours of series, `--c0` … of the style sheet; a seventh series begins anew."""
+"""Colours of series, `--c0` … of the style sheet; from the seventh on they begin anew, with other lines."""
+
+LINES = {"-": (1,), "--": (0.4, 0.2), ":": (0.15, 0.15), "-.": (0.45, 0.15, 0.15, 0.15)}
+"""Lines of series, one after the other, and how long their strokes and gaps are in a key, rem."""
+
+MOST_SERIES = SERIES * len(LINES)
+"""Curves of a picture that can be told apart."""
 
 SENTINELS = {"#010101": "currentColor", "#020202": "var(--line)", "#030303": "var(--bad)"} | {
     f"#0a0a{number:02x}": f"var(--c{number})" for number in range(SERIES)
@@ -60,9 +66,18 @@ def color(number: int) -> str:
     return f"#0a0a{number % SERIES:02x}"
 
 
+def line(number: int) -> str:
+    """A series' line for matplotlib."""
+    return list(LINES)[number // SERIES % len(LINES)]
+
+
 def css(number: int) -> str:
-    """The same for the page."""
-    return f"var(--c{number % SERIES})"
+    """Colour and line for the page, as a background."""
+    own, place, stops = f"var(--c{number % SERIES})", 0.0, []
+    for nth, length in enumerate(LINES[line(number)]):
+        stops.append(f"{'#0000' if nth % 2 else own} {place:g}rem {place + length:g}rem")
+        place = round(place + length, 2)
+    return own if len(stops) == 1 else f"repeating-linear-gradient(90deg, {', '.join(stops)})"
 
 
 # ---------------------------------------------------------------------------------------------------------
@@ -81,6 +96,10 @@ def training_charts(run: Training) -> list[Chart]:
     held_out = {name: curve for name, curve in run.log.held_out.items() if len(curve) > 1}
     if held_out:
         charts.append(several_chart("held-out bits per byte", held_out, run.name, smooth=False))
+    mixture = {name: curve for name, curve in run.log.mixture.items() if len(curve) > 1}
+    if len(mixture) > 1:
+        title = "realised mixture, share of all tokens so far"
+        charts.append(several_chart(title, mixture, run.name, smooth=False, shares=True))
     return charts
 
 
@@ -109,14 +128,22 @@ def curve_chart(title: str, curve: Curve, run: Training, key: str) -> Chart:
     return Chart(title, picture(draw, title, run.name), keys)
 
 
-def several_chart(title: str, curves: dict[str, Curve], salt: str, smooth: bool = True) -> Chart:
-    """Several curves of one figure."""
+def several_chart(title: str, curves: dict[str, Curve], salt: str, smooth: bool = True, shares: bool = False) -> Chart:
+    """Several curves of one figure; `shares` are drawn from 0 up."""
+    if len(curves) > MOST_SERIES:
+        title = f"{title}: the first {MOST_SERIES} of {len(curves):,}"
+        curves = dict(list(curves.items())[:MOST_SERIES])
 
     def draw(axis: Any) -> None:
-        scale_of(axis, list(curves.values()))
+        if not shares:
+            scale_of(axis, list(curves.values()))
         for number, curve in enumerate(curves.values()):
             few = {"marker": "o", "markersize": 2.5} if len(curve) <= 30 else {}
-            axis.plot(*(curve.smooth() if smooth else curve.line()), linewidth=1.4, color=color(number), **few)
+            points = curve.smooth() if smooth else curve.line()
+            axis.plot(*points, linewidth=1.4, linestyle=line(number), color=color(number), **few)
+        if shares:
+            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
     return Chart(title, picture(draw, title, salt), [(css(n), name) for n, name in enumerate(curves)])
 
@@ -180,7 +207,8 @@ def score_chart(title: str, rows: Sequence[dict[str, Any]], models: Sequence[str
                 if row is None:
                     continue
                 height, half = top + 1 + number, INTERVAL * (row["stderr"] or 0.0)
-                axis.plot([row["value"] - half, row["value"] + half], [height] * 2, linewidth=1.6, color=color(number))
+                look = {"linestyle": line(number), "color": color(number)}
+                axis.plot([row["value"] - half, row["value"] + half], [height] * 2, linewidth=1.6, **look)
                 axis.plot([row["value"]], [height], "o", markersize=4, color=color(number))
             level = reference_level(next(iter(mine.values())))
             if level is not None:
@@ -220,7 +248,7 @@ def picture(draw: Callable[[Any], None], title: str, salt: str, height: float = 
 
     style = {
         "svg.fonttype": "none",
-        "svg.hashsalt": f"{salt} {title}",
+        "svg.hashsalt": repr(f"{salt} {title}"),
         "text.parse_math": False,
         "font.size": 8,
         "axes.formatter.use_mathtext": False,

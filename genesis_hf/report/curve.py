@@ -1,6 +1,6 @@
 """A figure over the steps in little memory, however many were logged."""
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -96,8 +96,9 @@ class Curve:
 
 def number(value: object) -> float | None:
     """A finite number as it is, anything else as None."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if known else None
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    # An int of 400 digits is no number to reckon with, either; of NaN every comparison is False.
+    return value if known and abs(value) <= sys.float_info.max else None
 
 
 def median(values: Sequence[float]) -> float | None:

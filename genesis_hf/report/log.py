@@ -16,6 +16,8 @@ CURVES = {
     "learning_rate": "learning rate",
     "grad_norm": "gradient norm, before clipping",
     "tokens_per_second": "tokens a second",
+    "mfu": "model FLOPs utilisation",
+    "memory_gib": "peak memory, GiB",
     "eval_loss": "held-out loss, nats a token",
     "rewards/accuracies": "pairs ranked right by gain",
     "rewards/margins": "reward margin, nats",
@@ -24,6 +26,9 @@ CURVES = {
 
 PREFERENCE = ("rewards/chosen", "rewards/accuracies")
 """A line with such figures is of preference training: its loss is not one of text."""
+
+LAST_STEP = 1e15
+"""A line that names a later one is damaged."""
 
 WORTH_A_BAR = 50_000_000
 """Bytes from which on reading shows a progress bar."""
@@ -38,19 +43,23 @@ class Log:
         first, last: the first and the last of them.
         tokens: seen up to the last line; of post-training by its own count, prompts included.
         curves: by the keys of `CURVES`.
-        held_out: bits per byte by source.
+        held_out: bits per byte by source. mixture: share of the tokens so far by source.
+        tokens_before: those that a fork's parent saw before it; 0 of other runs.
         seconds: inside the loop, saving and evaluating included: new tokens over tokens a second, line by line. What a
             run did again after a crash, and its start-up, are not in it. None where lines don't say.
         joules: by the meters of all processes one after the other; None where it was not readable throughout.
+        energy_said: whether lines speak of energy at all.
         unreadable: lines that are no JSON, the last one apart; it is cut while a run writes, or by a crash.
     """
 
     lines: int = 0
     tokens: float | None = None
+    tokens_before: float = 0.0
     first: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     held_out: dict[str, Curve] = field(default_factory=dict)
+    mixture: dict[str, Curve] = field(default_factory=dict)
     seconds: float | None = None
     joules: float | None = None
     speed: float | None = None
@@ -58,6 +67,7 @@ class Log:
     waited: float | None = None
     stalled: float = 0.0
     not_finite: int = 0
+    energy_said: bool = False
     unreadable: int = 0
 
     @property
@@ -78,7 +88,7 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
             bar.update(len(line))
             try:
                 record = json.loads(line)
-            except ValueError:  # UnicodeDecodeError is one
+            except (ValueError, RecursionError):  # UnicodeDecodeError is a ValueError
                 record = None
             if isinstance(record, dict):
                 yield record
@@ -86,27 +96,26 @@ def read_records(path: Path) -> Iterator[dict[str, Any] | None]:
                 yield None
 
 
-def read_log(path: Path, resumed_at: list[int]) -> Log:
+def read_log(path: Path, resumed_at: list[int], forked_at: int = 0) -> Log:
     """A metrics.jsonl; an empty `Log` where there is none.
 
     Args:
         resumed_at: steps after which another process went on; its meter begins at 0.
+        forked_at: step of its parent at which a fork began.
     """
-    log, clock, meter, speeds = Log(), Clock(), Meter(resumed_at), array("d")
+    start = tokens_at(path, forked_at)
+    log, clock, meter, speeds = Log(tokens_before=start), Clock(start), Meter(resumed_at), array("d")
     for record in read_records(path):
         step = record and number(record.get("step"))
-        if step is None:
+        if step is None or not 0 <= step < LAST_STEP:
             log.unreadable += 1
             continue
         for key in CURVES:
-            value = number(record.get(key))
-            if value is not None:
-                log.curves.setdefault(key, Curve()).add(int(step), value)
-        held_out = record.get("held_out")
-        for name, figures in held_out.items() if isinstance(held_out, dict) else ():
-            bits = number(figures.get("bits_per_byte")) if isinstance(figures, dict) else None
-            if bits is not None:
-                log.held_out.setdefault(str(name), Curve()).add(int(step), bits)
+            add(log.curves, key, int(step), record.get(key))
+        for name, figures in mapping(record.get("held_out")).items():
+            add(log.held_out, name, int(step), mapping(figures).get("bits_per_byte"))
+        for name, share in mapping(record.get("mixture")).items():
+            add(log.mixture, name, int(step), share)
         log.tokens = highest(log.tokens, tokens_of(record))
         if "loss" not in record:
             continue
@@ -116,6 +125,7 @@ def read_log(path: Path, resumed_at: list[int]) -> Log:
         log.not_finite += number(record["loss"]) is None
         log.memory_gib = highest(log.memory_gib, number(record.get("memory_gib")))
         log.stalled += number(record.get("save_stall_seconds")) or 0.0
+        log.energy_said |= "energy_joules" in record
         speed = number(record.get("tokens_per_second"))
         if speed:
             speeds.append(speed)
@@ -125,6 +135,35 @@ def read_log(path: Path, resumed_at: list[int]) -> Log:
     log.seconds, log.waited = clock.seconds, clock.waited_share()
     log.joules = meter.joules()
     return log
+
+
+def add(curves: dict[str, Curve], key: str, step: int, value: object) -> None:
+    """A value of a line to the curve of its key, if it is one."""
+    known = number(value)
+    if known is not None:
+        curves.setdefault(key, Curve()).add(step, known)
+
+
+def mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def tokens_at(path: Path, step: int) -> float:
+    """Tokens seen up to the step at which a fork began: back from its first line, at its own tokens a step."""
+    found: list[tuple[float, float]] = []
+    for record in read_records(path) if step > 0 else ():
+        at, tokens = number(mapping(record).get("step")), tokens_of(mapping(record))
+        if at is not None and tokens is not None and at > (found[-1][0] if found else 0):
+            found.append((at, tokens))
+        if len(found) == 2:
+            break
+    if not found:
+        return 0.0
+    first, tokens = found[0]
+    # A fork may have other tokens a step than its parent had; only where one line is all there is, they count as one.
+    before, seen = found[0] if len(found) == 2 else (0.0, 0.0)
+    each = (found[-1][1] - seen) / (found[-1][0] - before)
+    return min(tokens, max(0.0, tokens - max(0.0, first - step) * each))
 
 
 def tokens_of(record: dict[str, Any]) -> float | None:
@@ -139,9 +178,9 @@ def highest(one: float | None, other: float | None) -> float | None:
 class Clock:
     """Seconds of a run's lines: a line gives the speed over the tokens since the one before."""
 
-    def __init__(self) -> None:
+    def __init__(self, tokens: float) -> None:
         self.seconds: float | None = 0.0
-        self._tokens, self._waited, self._said = 0.0, 0.0, False
+        self._tokens, self._waited, self._said = tokens, 0.0, False
 
     def read(self, record: dict[str, Any], speed: float | None) -> None:
         tokens = tokens_of(record)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +15,18 @@ from genesis_hf.errors import UserError
 from genesis_hf.evaluation.compare import Evaluated, distinct_names, load_evaluation
 from genesis_hf.evaluation.results import RESULTS
 from genesis_hf.files import read_json
+from genesis_hf.lineage.folders import FORK
 from genesis_hf.lineage.folders import PHASES as PHASE_KEYS
 from genesis_hf.report.curve import Curve, number
-from genesis_hf.report.log import Log, read_log, read_records
+from genesis_hf.report.log import Log, mapping, read_log, read_records
 
 T = TypeVar("T")
+
+ODD = (UserError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RuntimeError)
+"""What reading files raises that another program wrote or somebody edited: they may hold anything, nested too deep."""
+
+CHECKPOINTS = re.compile(r"checkpoints|checkpoint-\d+")
+"""Folders in which no run is looked for."""
 
 PHASES = ("pretraining", "sft", "dpo", "kto")
 """In the order of the road."""
@@ -40,6 +48,8 @@ class Training:
         events: the newest lines of events.jsonl; `event_counts` by kind, `event_steps` by kind for the curves.
         samples: lines of samples.jsonl, evenly spread over the run where there are many.
         state: trainer_state.json of its newest checkpoint; {} without one.
+        fork: fork.json of a run that went on from another's checkpoint: `run` and `step`; {} of any other.
+        problems: a line on each of its files that could not be read.
         written: when its metrics.jsonl last changed here, seconds since 1970; None without one.
     """
 
@@ -53,6 +63,8 @@ class Training:
     event_steps: dict[str, Curve] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
     state: dict[str, Any] = field(default_factory=dict)
+    fork: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
     written: float | None = None
 
     @property
@@ -69,7 +81,13 @@ class Training:
     @property
     def step(self) -> int | None:
         """The last one known of."""
-        return self.summary.get("steps", self.log.last.get("step"))
+        known = (number(self.summary.get("steps")), number(self.log.last.get("step")))
+        return next((int(step) for step in known if step is not None), None)
+
+    @property
+    def forked_at(self) -> int:
+        """The parent's step at which a fork began; 0 of any other run."""
+        return int(max(0, number(self.fork.get("step")) or 0))
 
     @property
     def last_step(self) -> int | None:
@@ -131,14 +149,14 @@ def collect(folders: Sequence[str | Path]) -> Material:
     """Find run files below some folders by their names.
 
     Raises:
-        UserError: a folder is missing, or holds neither a run nor an evaluation.
+        UserError: a folder is missing, or holds nothing that a part of the report is about.
     """
     material = Material([Path(folder) for folder in folders])
     for folder in material.folders:
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder; name run directories, or one that holds them")
-    found = list(dict.fromkeys(path.resolve() for folder in material.folders for path in files_below(folder)))
-    found = [shown(path) for path in sorted(found, key=lambda path: (path.stat().st_mtime, path))]
+    found = list(dict.fromkeys(path for folder in material.folders for path in files_below(folder)))
+    found = [shown(path) for path in sorted(found, key=lambda path: (changed_at(path), path))]
 
     def read(reader: Callable[[Path], T], paths: Sequence[Path]) -> list[T]:
         """What a reader makes of each; what it can't read is a problem, not the end."""
@@ -146,8 +164,8 @@ def collect(folders: Sequence[str | Path]) -> Material:
         for path in paths:
             try:
                 results.append(reader(path))
-            except (UserError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-                material.problems.append(f"{path} could not be read: {' '.join(str(error).split())}")
+            except ODD as error:
+                material.problems.append(problem(path, error))
         return results
 
     def named(*names: str) -> list[Path]:
@@ -161,26 +179,50 @@ def collect(folders: Sequence[str | Path]) -> Material:
             material.trainings, distinct_names([run.folder.resolve() for run in material.trainings]), strict=True
         ):
             training.name = name
+            material.problems += training.problems
     material.evaluations = sorted(read(read_evaluation, named(RESULTS)), key=first_measured)
     material.samples = read(read_samples, [path for path in found if path.name.endswith(".summary.json")])
     material.stages = read(read_stage, [path for path in found if path.parent.name == "stages"])
     material.exports = read(lambda path: (path.parent, whole_json(path)), named("parity.json"))
     material.fertility = read(lambda path: (path.parent, whole_json(path)), named("fertility.json"))
-    if not material.trainings and not material.evaluations and not material.problems:
+    if material == Material(material.folders):
         raise UserError(
-            f"{', '.join(map(str, folders))}: no training (metrics.jsonl, or its recipe.yaml) and no {RESULTS} below; "
-            "nothing to report"
+            f"{', '.join(map(str, folders))}: no training (metrics.jsonl, or its recipe.yaml), no {RESULTS} and no "
+            "export below; nothing to report"
         )
     return material
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """JSON, YAML and metrics files below a folder; checkpoints and hidden folders left out."""
-    for path, names, files in os.walk(folder):
-        names[:] = sorted(name for name in names if not name.startswith(("checkpoint", ".")))
+    """JSON, YAML and metrics files below a folder and the folders linked there; checkpoints and hidden ones left out.
+
+    A folder is walked once, whatever links lead to it; a link to a folder above the given one is not followed.
+    """
+    walked = {Path(parent) for parent in folder.resolve().parents}
+    for path, names, files in os.walk(folder, followlinks=True):
+        real = Path(os.path.realpath(path))
+        if real in walked:
+            names.clear()
+            continue
+        walked.add(real)
+        names[:] = sorted(name for name in names if not name.startswith(".") and not CHECKPOINTS.fullmatch(name))
         for name in files:
             if name.endswith(".json") or name in ("metrics.jsonl", "recipe.yaml"):
-                yield Path(path, name)
+                yield real / name
+
+
+def changed_at(path: Path) -> float:
+    """When a file last changed; 0 where it went while one looked, or is a link to nothing."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def problem(path: Path, error: Exception) -> str:
+    """A line on a file that could not be read."""
+    said = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return f"{path} could not be read: {said.removeprefix(f'{path}: ')}"
 
 
 def shown(path: Path) -> Path:
@@ -197,36 +239,58 @@ def is_training(folder: Path) -> bool:
         return True
     try:
         recipe = read_yaml(folder / "recipe.yaml")
-    except UserError:
+    except ODD:
         return False
     return "learning_rate" in recipe and bool(recipe.keys() & {"sources", "mixture"})
 
 
 def read_training(folder: Path) -> Training:
-    """A run directory; what is missing in it is empty."""
-    training = Training(folder, summary=read_json(folder / "summary.json"))
-    if (folder / "recipe.yaml").is_file():
-        training.recipe = without_secrets(read_yaml(folder / "recipe.yaml"))
-    events: deque[dict[str, Any]] = deque(maxlen=MOST_EVENTS)
+    """A run directory; what is missing in it is empty, and so is, named among its problems, what can't be read."""
+    training = Training(folder)
+
+    def read(name: str, reader: Callable[[Path], T], otherwise: T) -> T:
+        path = folder / name
+        if not os.path.lexists(path):
+            return otherwise
+        try:
+            return reader(path)
+        except ODD as error:
+            training.problems.append(problem(path, error))
+            return otherwise
+
+    training.recipe = read("recipe.yaml", lambda path: without_secrets(read_yaml(path)), {})
+    training.summary = read("summary.json", whole_json, {})
+    training.fork = read(FORK, whole_json, {})
+    resumed_at = read("events.jsonl", lambda path: read_events(path, training), [])
+    training.written = read("metrics.jsonl", changed_at, None)
+    training.log = read("metrics.jsonl", lambda path: read_log(path, resumed_at, training.forked_at), Log())
+    training.samples = read("samples.jsonl", read_continuations, [])
+    training.state = read("checkpoints", lambda _: newest_state(folder), {})
+    return training
+
+
+def read_events(path: Path, training: Training) -> list[int]:
+    """Fill in a training's events; returns the steps at which another process went on."""
+    newest: deque[dict[str, Any]] = deque(maxlen=MOST_EVENTS)
     resumed_at = []
-    for event in read_records(folder / "events.jsonl"):
-        step = event and number(event.get("step"))
-        if step is None:
+    for event in read_records(path):
+        step = number(mapping(event).get("step"))
+        if event is None or step is None:
             continue
         kind = str(event.get("event", "unknown"))
-        events.append(event)
+        newest.append(event)
         training.event_counts[kind] += 1
         training.event_steps.setdefault(kind, Curve()).add(int(step), 1.0)
         if kind == "resumed":
             resumed_at.append(int(step))
-    training.events = list(events)
-    metrics = folder / "metrics.jsonl"
-    training.written = metrics.stat().st_mtime if metrics.is_file() else None
-    training.log = read_log(metrics, resumed_at)
-    training.samples = read_continuations(folder / "samples.jsonl")
-    checkpoints = complete_checkpoints(folder)
-    training.state = read_json(checkpoints[0] / "trainer_state.json") if checkpoints else {}
-    return training
+    training.events = list(newest)
+    return resumed_at
+
+
+def newest_state(run: Path) -> dict[str, Any]:
+    """trainer_state.json of a run's newest checkpoint."""
+    checkpoints = complete_checkpoints(run)
+    return read_json(checkpoints[0] / "trainer_state.json") if checkpoints else {}
 
 
 def without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """The report as one HTML file, as Markdown and on the terminal."""
 
+import errno
+import os
 from importlib.resources import files
 from pathlib import Path
 
@@ -7,6 +9,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from genesis_hf.config import write_text
+from genesis_hf.errors import UserError
 from genesis_hf.report.material import Material
 from genesis_hf.report.samples import sample_pairs
 from genesis_hf.report.sections import Block, Charts, Section, Table, Texts, Tree, Words, sections
@@ -20,12 +23,26 @@ STYLE = (ASSETS / "report.css").read_text(encoding="utf-8")
 
 
 def write_report(material: Material, path: str | Path) -> Path:
-    """Write the page, and the Markdown beside it; returns the page's path."""
+    """Write the page, and the Markdown beside it; returns the page's path.
+
+    Raises:
+        UserError: one of them can't be written there.
+    """
     path = Path(path)
     parts = sections(material)
-    write_text(path.with_suffix(".md"), as_markdown(material, parts))
-    write_text(path, as_html(material, parts))
+    for target, make in ((path.with_suffix(".md"), as_markdown), (path, as_html)):
+        try:
+            if target.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            write_text(target, make(material, parts))
+        except OSError as error:
+            raise UserError(f"{target} can't be written: {error.strerror}; name another --output_file") from None
     return path
+
+
+def encodable(text: str) -> str:
+    """The text with `?` for what is no character, half an emoji or a byte of a file's name: no file holds those."""
+    return text.encode(errors="replace").decode()
 
 
 def title_of(material: Material) -> str:
@@ -51,7 +68,7 @@ def as_html(material: Material, parts: list[Section] | None = None) -> str:
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         (ASSETS / "report.html.jinja").read_text(encoding="utf-8")
     )
-    return template.render(
+    page = template.render(
         title=title_of(material),
         about=about(material),
         style=Markup(STYLE),
@@ -60,6 +77,7 @@ def as_html(material: Material, parts: list[Section] | None = None) -> str:
         table=lambda rows: Markup(html_table(rows)),
         trusted=Markup,
     )
+    return encodable(page)
 
 
 def as_markdown(material: Material, parts: list[Section] | None = None) -> str:
@@ -67,7 +85,7 @@ def as_markdown(material: Material, parts: list[Section] | None = None) -> str:
     lines = [f"# {escaped(title_of(material))}", about(material)]
     for section in sections(material) if parts is None else parts:
         lines += [f"## {section.title}", *(text for block in section.blocks if (text := block_markdown(block)))]
-    return "\n\n".join(lines) + "\n"
+    return encodable("\n\n".join(lines) + "\n")
 
 
 def block_markdown(block: Block) -> str:
@@ -105,4 +123,4 @@ def sample_text(material: Material) -> str:
         blocks.append(
             "\n".join([f"> {question}", *(f"  {name}: {' '.join(answer.split())}" for name, answer in answers)])
         )
-    return "\n\n".join(blocks)
+    return encodable("\n\n".join(blocks))

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from genesis_hf.answers import Answer
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation.compare import distinct_names
+from genesis_hf.report.log import mapping
 from genesis_hf.report.material import Material, Training
 from genesis_hf.report.tables import Rows, count
-from genesis_hf.report.trainings import mapping
 from genesis_hf.style.comparison import Sampled, compare_answers
 from genesis_hf.style.comparison_page import HEADER, table
 

@@ -1,14 +1,14 @@
 """The parts of a report, in a reader's order; what they hold is drawn by `pages`."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from genesis_hf.errors import UserError
 from genesis_hf.evaluation.tables import ERRORS
 from genesis_hf.lineage.display import tree_text
 from genesis_hf.lineage.tree import read_tree
 from genesis_hf.report.charts import Chart, phase_chart, score_charts, training_charts
-from genesis_hf.report.material import Material
+from genesis_hf.report.material import ODD, Material
 from genesis_hf.report.results import (
     compared,
     difference_rows,
@@ -22,6 +22,7 @@ from genesis_hf.report.samples import SHOWN_ANSWERS, continuations, sample_pairs
 from genesis_hf.report.tables import Rows
 from genesis_hf.report.trainings import (
     conversation_rows,
+    cost_words,
     event_counts,
     event_rows,
     fertility_rows,
@@ -89,6 +90,9 @@ class Section:
         return self.title.lower().replace(" ", "-")
 
 
+Part = Callable[[Material], Iterable[Block]]
+
+
 def sections(material: Material) -> list[Section]:
     """Every part that has something to show; one that cannot be made of these files says so."""
     parts = {
@@ -108,12 +112,42 @@ def sections(material: Material) -> list[Section]:
     return [section for section in made if section.blocks]
 
 
-def attempt(part: Callable[[Material], Iterable[Block]], material: Material) -> list[Block]:
-    """A part's blocks. Files that another program wrote or somebody edited may hold anything: that costs one part."""
+def attempt(part: Part, material: Material) -> list[Block]:
+    """A part's blocks. Files that another program wrote or somebody edited may hold anything.
+
+    What the part can't be made of by itself, a training or an evaluation, is left out of it and named.
+    """
     try:
         return list(part(material))
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, OSError, UserError) as error:
-        return [Words([f"This part cannot be made of these files: {type(error).__name__}: {error}"])]
+    except ODD:
+        kept, said = without_odd(part, material)
+    try:
+        return [Words(said), *part(kept)] if said else list(part(kept))
+    except ODD as error:
+        return [Words([*said, f"This part cannot be made of these files: {type(error).__name__}: {error}"])]
+
+
+def without_odd(part: Part, material: Material) -> tuple[Material, list[str]]:
+    """The material without what this part cannot be made of, and a line on each thing that was left out."""
+    empty, kept, said = Material(material.folders), {}, []
+    for kind in ("trainings", "evaluations", "samples", "stages", "exports", "fertility"):
+        kept[kind] = []
+        for thing in getattr(material, kind):
+            try:
+                list(part(replace(empty, **{kind: [thing]})))
+                kept[kind].append(thing)
+            except ODD as error:
+                said.append(f"{name_of(thing)} is left out of this part: {type(error).__name__}: {error}")
+    return replace(material, **kept), said
+
+
+def name_of(thing: object) -> str:
+    """What a reader knows a part of the material by."""
+    if isinstance(thing, tuple):
+        return str(thing[0])
+    if isinstance(thing, dict):
+        return str(thing["name"])
+    return str(getattr(thing, "folder", None) or getattr(thing, "path", Path()))
 
 
 def headlines(material: Material) -> list[str]:
@@ -211,7 +245,11 @@ def tokenizers(material: Material) -> Iterator[Block]:
 
 def costs(material: Material) -> Iterator[Block]:
     """Time, memory and energy."""
-    yield from tables((run_cost_rows(material), "Trainings"), (stage_rows(material), "Stages"))
+    yield from tables((run_cost_rows(material), "Trainings"))
+    words = cost_words(material)
+    if words:
+        yield Words(words, listed=True)
+    yield from tables((stage_rows(material), "Stages"))
 
 
 def samples(material: Material) -> Iterator[Block]:

@@ -1,11 +1,13 @@
 """What was trained, with which settings, on which data, and what happened meanwhile."""
 
 import datetime
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from genesis_hf.lineage.differences import recipe_differences
 from genesis_hf.report.curve import number
+from genesis_hf.report.log import Log, mapping
 from genesis_hf.report.material import Material, Training
 from genesis_hf.report.tables import Rows, amount, count, duration, share, value_text
 
@@ -62,11 +64,11 @@ def state_words(run: Training) -> str | None:
         return None
     if not run.log.lines:
         return f"{run.name}: no step has been logged; it was stopped before its first line, or has just begun."
-    written = datetime.datetime.fromtimestamp(number(run.log.last.get("time")) or run.written, datetime.UTC)
+    written = moment(number(run.log.last.get("time")) or run.written)
     schedule = f" of {run.last_step:,}" if run.last_step else ""
     return (
         f"{run.name} has not finished: step {count(run.step)}{schedule}, last line written "
-        f"{written:%Y-%m-%d %H:%M} UTC. It goes on, was stopped, or has crashed; its files don't tell which."
+        f"{written} UTC. It goes on, was stopped, or has crashed; its files don't tell which."
     )
 
 
@@ -208,10 +210,6 @@ def dicts(value: object) -> list[dict[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def mapping(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
 # ---------------------------------------------------------------------------------------------------------
 # Events, costs
 # ---------------------------------------------------------------------------------------------------------
@@ -229,14 +227,21 @@ def event_rows(run: Training) -> Rows:
     """The newest events of a training, in their order."""
     rows = [["step", "event", "what", "when (UTC)"]]
     for event in run.events:
-        when = number(event.get("time"))
-        time = f"{datetime.datetime.fromtimestamp(when, datetime.UTC):%Y-%m-%d %H:%M}" if when else "unknown"
-        rows.append([count(event["step"]), str(event.get("event", "unknown")), str(event.get("text", "")), time])
+        what = [str(event.get("event", "unknown")), str(event.get("text", ""))]
+        rows.append([count(event["step"]), *what, moment(number(event.get("time")))])
     return rows
 
 
+def moment(seconds: float | None) -> str:
+    """Seconds since 1970 as `2026-01-31 12:00`; unknown where no calendar has them."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(seconds or math.nan, datetime.UTC):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):
+        return "unknown"
+
+
 def run_cost_rows(material: Material) -> Rows:
-    """What each training took."""
+    """What each training took; of a fork, from where it began."""
     rows = [["run", "steps", "tokens", "time", "waiting for data", "saving", "peak memory, GiB", "energy"]]
     for run in material.trainings:
         log = run.log
@@ -246,16 +251,43 @@ def run_cost_rows(material: Material) -> Rows:
         rows.append(
             [
                 run.name,
-                count(run.step),
-                amount(run.log.tokens),
+                count(None if run.step is None else max(0, run.step - run.forked_at)),
+                amount(None if log.tokens is None else log.tokens - log.tokens_before),
                 duration(seconds),
                 share(log.waited),
                 duration(log.stalled) if "save_stall_seconds" in log.last else "unknown",
                 f"{log.memory_gib:.2f}" if log.memory_gib is not None else "unknown",
-                "not readable here" if log.joules is None else f"{log.joules / 3.6e6:,.3g} kWh",
+                energy_text(log),
             ]
         )
     return rows
+
+
+def energy_text(log: Log) -> str:
+    """What the meters of the run's machine said."""
+    if log.joules is not None:
+        return f"{log.joules / 3.6e6:,.3g} kWh"
+    return "not readable there" if log.energy_said else "not recorded"
+
+
+def cost_words(material: Material) -> list[str]:
+    """What the figures of `run_cost_rows` hold and what not."""
+    said = []
+    if any(run.log.seconds is not None and run.phase == "pretraining" for run in material.trainings):
+        said.append(
+            "Time of a pretraining is that inside its loop, with evaluations and saves; start-up and what was done "
+            "again after a crash are not in it."
+        )
+    if any(number(run.summary.get("seconds")) is not None for run in material.trainings):
+        said.append("Time of SFT and preference training is that of their last process or of their loop, the longer.")
+    for run in material.trainings:
+        if run.forked_at:
+            parent = run.fork.get("run", "another run")
+            said.append(
+                f"{run.name} is a fork of {parent}: its first {count(run.forked_at)} steps and about "
+                f"{amount(run.log.tokens_before)} tokens are that run's, and what they took is not in this table."
+            )
+    return said
 
 
 def stage_rows(material: Material) -> Rows:
@@ -272,6 +304,8 @@ def stage_rows(material: Material) -> Rows:
             ]
         )
     if material.stages:
-        total = sum(time or 0.0 for time in seconds) / 60
-        rows.append(["all", f"{total:.1f}", f"{max(peak or 0.0 for peak in memory):.2f}"])
+        times, peaks = ([value for value in values if value is not None] for values in (seconds, memory))
+        least = "" if len(times) == len(seconds) else "at least "
+        total = f"{least}{sum(times) / 60:.1f}" if times else "unknown"
+        rows.append(["all", total, f"{max(peaks):.2f}" if peaks else "unknown"])
     return rows

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 
+from genesis_hf.report.curve import number
+from genesis_hf.report.log import mapping
 from genesis_hf.report.material import Material, Training
 from genesis_hf.report.results import impossible
 from genesis_hf.report.tables import count
-from genesis_hf.report.trainings import mapping, state_words
+from genesis_hf.report.trainings import state_words
 
 TROUBLE = {
     "rollback": "the run went back to a checkpoint after a loss spike",
@@ -40,14 +42,15 @@ def run_warnings(run: Training) -> Iterator[str]:
         yield f"{run.name}: {log.unreadable:,} lines of metrics.jsonl could not be read."
     if log.not_finite:
         yield f"{run.name}: the loss of {log.not_finite:,} of {log.lines:,} logged steps is not finite."
-    skipped = log.last.get("skipped_steps")
+    skipped, spikes = number(log.last.get("skipped_steps")), number(log.last.get("spikes"))
     if skipped:
-        yield f"{run.name}: {count(skipped)} updates were skipped, {count(log.last.get('spikes', 0))} for a loss spike."
+        yield f"{run.name}: {count(skipped)} updates were skipped, {count(spikes or 0)} for a loss spike."
     for kind, what in TROUBLE.items():
         if events[kind]:
             yield f"{run.name}: {what}, {events[kind]:,} ×; the events below say when."
-    for name, step in mapping(log.last.get("repeated_since")).items():
-        yield f"{run.name}: source {name} repeats since step {count(step)}; documents of it were trained on again."
+    for name, since in mapping(log.last.get("repeated_since")).items():
+        step = count(number(since))
+        yield f"{run.name}: source {name} repeats since step {step}; documents of it were trained on again."
     for name, curve in log.held_out.items():
         bins = curve.bins()
         best = min(bins, key=lambda found: found.low)
@@ -56,6 +59,6 @@ def run_warnings(run: Training) -> Iterator[str]:
                 f"{run.name}: held-out {name} ends at {bins[-1].high:.3f} bits per byte, but had {best.low:.3f} near "
                 f"step {best.steps / best.count:,.0f}."
             )
-    passed = mapping(run.summary.get("displacement")).get("passed_at_step")
+    passed = number(mapping(run.summary.get("displacement")).get("passed_at_step"))
     if passed is not None:
         yield f"{run.name}: from step {count(passed)} on, chosen answers were less likely than max_displacement allows."
