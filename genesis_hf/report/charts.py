@@ -243,6 +243,7 @@ def picture(draw: Callable[[Any], None], title: str, salt: str, height: float = 
     Args:
         title: read out in the picture's place. salt: makes its ids other than those of the page's other pictures.
     """
+    import numpy as np
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -258,7 +259,7 @@ def picture(draw: Callable[[Any], None], title: str, salt: str, height: float = 
         "axes.edgecolor": LINE,
         "grid.color": LINE,
     }
-    with rc_context(style):
+    with rc_context(style), np.errstate(all="ignore"):
         figure = Figure(figsize=(3.9, height), layout="constrained")
         axis = figure.subplots()
         if label == "step":

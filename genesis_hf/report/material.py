@@ -222,7 +222,7 @@ def changed_at(path: Path) -> float:
 def problem(path: Path, error: Exception) -> str:
     """A line on a file that could not be read."""
     said = " ".join(str(getattr(error, "strerror", None) or error).split())
-    return f"{path} could not be read: {said.removeprefix(f'{path}: ')}"
+    return f"{path} could not be read: {said.removeprefix(str(path)).lstrip(',: ')}"
 
 
 def shown(path: Path) -> Path:

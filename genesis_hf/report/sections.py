@@ -115,30 +115,36 @@ def sections(material: Material) -> list[Section]:
 def attempt(part: Part, material: Material) -> list[Block]:
     """A part's blocks. Files that another program wrote or somebody edited may hold anything.
 
-    What the part can't be made of by itself, a training or an evaluation, is left out of it and named.
+    A training, evaluation or export that the part can't be made of is left out of it and named.
     """
     try:
         return list(part(material))
     except ODD:
-        kept, said = without_odd(part, material)
+        pass
     try:
-        return [Words(said), *part(kept)] if said else list(part(kept))
+        list(part(Material(material.folders)))
+        kept, said = without_odd(part, material)
+        return [Words(said), *part(kept)]
     except ODD as error:
-        return [Words([*said, f"This part cannot be made of these files: {type(error).__name__}: {error}"])]
+        return [Words([f"This part cannot be made of these files: {type(error).__name__}: {error}"])]
 
 
 def without_odd(part: Part, material: Material) -> tuple[Material, list[str]]:
     """The material without what this part cannot be made of, and a line on each thing that was left out."""
-    empty, kept, said = Material(material.folders), {}, []
+    kept, said = Material(material.folders), []
     for kind in ("trainings", "evaluations", "samples", "stages", "exports", "fertility"):
-        kept[kind] = []
         for thing in getattr(material, kind):
+            more = replace(kept, **{kind: [*getattr(kept, kind), thing]})
             try:
-                list(part(replace(empty, **{kind: [thing]})))
-                kept[kind].append(thing)
+                list(part(more))
+                kept = more
             except ODD as error:
-                said.append(f"{name_of(thing)} is left out of this part: {type(error).__name__}: {error}")
-    return replace(material, **kept), said
+                said.append(left_out(name_of(thing), error))
+    return replace(kept, problems=material.problems), said
+
+
+def left_out(name: str, error: Exception) -> str:
+    return f"{name} is left out of this part: {type(error).__name__}: {error}"
 
 
 def name_of(thing: object) -> str:
@@ -275,9 +281,31 @@ def events(material: Material) -> Iterator[Block]:
 
 def lineage(material: Material) -> Iterator[Block]:
     """What came from what."""
-    text = tree_text(read_tree(material.folders, evaluations=False))
+    folders, said = material.folders, []
+    try:
+        tree = read_tree(folders, evaluations=False)
+    except ODD:
+        folders, said = readable_alone(
+            [thing.folder for thing in material.trainings] + [f for f, _ in material.exports]
+        )
+        tree = read_tree(folders, evaluations=False)
+    if said:
+        yield Words(said)
+    text = tree_text(tree)
     if text:
         yield Tree(text)
+
+
+def readable_alone(folders: Iterable[Path]) -> tuple[list[Path], list[str]]:
+    """The folders that a tree can be made of, and a line on each other one."""
+    kept, said = [], []
+    for folder in folders:
+        try:
+            tree_text(read_tree([folder], evaluations=False))
+            kept.append(folder)
+        except ODD as error:
+            said.append(left_out(str(folder), error))
+    return kept, said
 
 
 def settings(material: Material) -> Iterator[Block]:
