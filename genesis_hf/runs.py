@@ -22,4 +22,5 @@ class Run:
 def read_run(folder: Path) -> Run:
     """A training run's files; what is missing is empty."""
     recipe = read_yaml(folder / "recipe.yaml") if (folder / "recipe.yaml").is_file() else {}
-    return Run(folder, recipe, read_metrics(folder / "metrics.jsonl"), read_json(folder / "summary.json"))
+    metrics = read_metrics(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+    return Run(folder, recipe, metrics, read_json(folder / "summary.json"))

@@ -8,7 +8,7 @@ from genesis_hf.config import write_text
 from genesis_hf.errors import UserError
 from genesis_hf.evaluation.results import Evaluation
 from genesis_hf.report.material import collect
-from genesis_hf.report.pages import as_html, as_markdown, sample_text
+from genesis_hf.report.pages import as_html, as_markdown, sample_text, write_report
 from genesis_hf.report.results import findings, results_rows
 from genesis_hf.report.samples import sample_pairs
 from genesis_hf.report.trouble import warnings
@@ -271,6 +271,61 @@ def test_files_with_something_else_in_them_cost_their_own_part(road):
     assert "| 2    | ['x'] | None | unknown" in text
 
 
+def test_a_fork_costs_only_what_it_did_itself(tmp_path):
+    lines = [
+        {"step": s, "loss": 3.0, "tokens_seen": 50 * 1000 + 200 * (s - 50), "tokens_per_second": 100, "mfu": 0.4}
+        for s in (60, 70, 80)
+    ]
+    write_lines(tmp_path / "fork/metrics.jsonl", lines)
+    write_text(tmp_path / "fork/fork.json", json.dumps({"run": "runs/trunk", "step": 50}))
+    run = collect([tmp_path]).trainings[0]
+    assert run.log.seconds == 30 * 200 / 100
+    text = as_markdown(collect([tmp_path]))
+    costs = text[text.index("## Costs") :]
+    assert [cell.strip() for cell in costs.splitlines()[6].split("|")][1:5] == ["fork", "30", "6k", "1.0 min"]
+    assert "fork of runs/trunk: its first 50 steps and about 50k tokens are that run's" in costs
+
+
+def test_one_odd_run_costs_its_own_part(road):
+    odd = road / "odd"
+    lines = [
+        '{"step": 1, "loss": 2, "\\ud83d": 1, "mixture": {"\\ud83d": 0.5, "b": 0.5}}',
+        '{"step": 2, "loss": NaN, "skipped_steps": "many", "mixture": {"\\ud83d": 0.5, "b": 0.5}}',
+        '{"step": 3, "loss": 1' + "0" * 400 + "}",
+        '{"step": 4, "x": ' + "[" * 100_000 + "]" * 100_000 + "}",
+        '{"step": 1e300, "loss": 2}',
+    ]
+    write_text(odd / "metrics.jsonl", "\n".join(lines) + "\n")
+    write_text(odd / "recipe.yaml", "max_steps: [1\n")
+    write_text(odd / "summary.json", '{"steps": "many", "held_out": 5}')
+    write_text(odd / "events.jsonl", '{"step": 1, "event": "x", "text": "\\ud83d", "time": 1e30}\n')
+    write_text(odd / "samples.jsonl", '{"step": 1, "samples": [{"prompt": "a", "continuation": "\\ud83d b"}]}\n')
+    (odd / "gone.json").symlink_to(road / "nowhere")
+    page = write_report(collect([road]), road / "report.html")
+    text = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "odd/recipe.yaml could not be read: line 2: not valid YAML" in text
+    assert "odd: 2 lines of metrics.jsonl could not be read" in text
+    assert "odd is left out of this part" in text[text.index("## Before and after") : text.index("## Training")]
+    assert "| order acc ↑ " in text
+    assert "> *step 1*: ? b" in text
+    assert "| pretrain | pretraining | 5" in text
+    assert "cannot be made" not in text
+
+
+def test_linked_folders_are_found_once(road, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("links")
+    (folder / "a").symlink_to(road / "pretrain")
+    (folder / "b").symlink_to(road / "pretrain")
+    (folder / "up").symlink_to(folder.parent)
+    assert [run.folder for run in collect([folder]).trainings] == [road / "pretrain"]
+
+
+def test_a_folder_of_exports_has_a_page(tmp_path):
+    figures = {"max_logit_difference": 0.0, "agrees": True}
+    write_text(tmp_path / "base/parity.json", json.dumps({"formats_compared": {"llama": figures}}))
+    assert "## Exports" in as_markdown(collect([tmp_path]))
+
+
 def test_several_trunks_are_told_apart_and_their_differences_named(tmp_path):
     for name, rate in (("one", 1e-3), ("two", 2e-3)):
         run = tmp_path / name / "pretrain"
@@ -332,11 +387,15 @@ def test_the_script_writes_both_files_and_names_mistakes(road, tmp_path):
     for arguments, words in (
         ([tmp_path / "none"], "no such folder"),
         ([road, "--output_file", tmp_path / "x.pdf"], "must end with .html"),
+        ([road, "--output_file", tmp_path / "dpo/metrics.jsonl/x.html"], "a folder of its path is a file"),
     ):
         result = run_script("scripts/report.py", *arguments, check=False)
         assert result.returncode == 2
         assert words in result.stderr
-        assert "Traceback" not in result.stderr
+        assert result.stderr.count("\n") == 1
+    (tmp_path / "x.html").mkdir()
+    with pytest.raises(UserError, match=r"x\.html can't be written: Is a directory"):
+        write_report(collect([road]), tmp_path / "x.html")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="nothing to report"):
         collect([tmp_path / "empty"])

@@ -5,6 +5,7 @@ from browser import browser_page, needs_chromium
 from test_report import SCRIPT, pretrain_lines, write_lines
 
 from genesis_hf.config import write_text
+from genesis_hf.report.charts import training_charts
 from genesis_hf.report.curve import Curve
 from genesis_hf.report.log import read_log
 from genesis_hf.report.material import collect
@@ -61,6 +62,17 @@ def test_a_long_run_gives_a_small_page(tmp_path):
     page = as_html(material)
     assert len(page) < 300_000
     assert "the newest 100 of 2,999" in page
+
+
+def test_each_of_many_sources_has_a_look_of_its_own(tmp_path):
+    names = [f"source_{i}" for i in range(9)]
+    lines = [
+        {**line, "held_out": {name: {"bits_per_byte": 2 - i / 9} for name in names}}
+        for i, line in enumerate(pretrain_lines(3))
+    ]
+    write_lines(tmp_path / "run/metrics.jsonl", lines)
+    charts = {chart.title: chart for chart in training_charts(collect([tmp_path]).trainings[0])}
+    assert len({key for key, _ in charts["held-out bits per byte"].keys}) == 9
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,7 @@ def training_charts(run: Training) -> list[Chart]:
         charts.append(several_chart("held-out bits per byte", held_out, run.name, smooth=False))
     mixture = {name: curve for name, curve in run.log.mixture.items() if len(curve) > 1}
     if len(mixture) > 1:
-        title = "realised mixture, share of all tokens so far"
+        title = "realised mixture, of all tokens so far"
         charts.append(several_chart(title, mixture, run.name, smooth=False, shares=True))
     return charts
 

@@ -18,7 +18,7 @@ from genesis_hf.files import read_json
 from genesis_hf.lineage.folders import FORK
 from genesis_hf.lineage.folders import PHASES as PHASE_KEYS
 from genesis_hf.report.curve import Curve, number
-from genesis_hf.report.log import Log, mapping, read_log, read_records
+from genesis_hf.report.log import Log, highest, mapping, read_log, read_records
 
 T = TypeVar("T")
 
@@ -83,6 +83,15 @@ class Training:
         """The last one known of."""
         known = (number(self.summary.get("steps")), number(self.log.last.get("step")))
         return next((int(step) for step in known if step is not None), None)
+
+    @property
+    def tokens(self) -> float | None:
+        """Seen in all, a fork's parent included. The last steps of a post-training may have no line: its summary."""
+        epochs = number(self.summary.get("epochs"))
+        sources = self.summary.get("mixture")
+        read = [number(mapping(s).get("tokens")) for s in sources] if isinstance(sources, list) else []
+        known = epochs is not None and read and None not in read
+        return highest(self.log.tokens, sum(read) * epochs if known else None)
 
     @property
     def forked_at(self) -> int:
@@ -295,7 +304,7 @@ def newest_state(run: Path) -> dict[str, Any]:
 
 def without_secrets(recipe: dict[str, Any]) -> dict[str, Any]:
     """A recipe as it may be shown: written by hand, it may hold the values of secret variables, or a token."""
-    shown = {key: "(not shown)" if key.endswith("_token") and value else value for key, value in recipe.items()}
+    shown = {key: "(not shown)" if str(key).endswith("_token") and value else value for key, value in recipe.items()}
     if isinstance(shown.get("env"), dict):
         shown["env"] = {k: "(not shown)" if SECRET.search(str(k)) else v for k, v in shown["env"].items()}
     return shown

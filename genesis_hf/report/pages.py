@@ -36,7 +36,8 @@ def write_report(material: Material, path: str | Path) -> Path:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             write_text(target, make(material, parts))
         except OSError as error:
-            raise UserError(f"{target} can't be written: {error.strerror}; name another --output_file") from None
+            said = "a folder of its path is a file" if isinstance(error, FileExistsError) else error.strerror
+            raise UserError(f"{target} can't be written: {said}; name another --output_file") from None
     return path
 
 

@@ -163,11 +163,16 @@ def findings(material: Material) -> list[str]:
                     f"{task}: {name} has {figure['value']:.3f} bits per byte, {abs(gap):.1%} {words} "
                     f"{yardstick['name']}'s {yardstick['value']:.3f} on the same bytes."
                 )
+    guessed = []
     for row in compared(material.evaluations)["rows"]:
-        if row.get("chance") and row["stderr"]:
+        if row.get("chance") and row["stderr"] and row["model"] == name:
             above = (row["value"] - row["chance"]) / row["stderr"]
-            if above >= MARGIN and row["model"] == name:
+            if above >= MARGIN:
                 said.append(f"{row['task']} {row['metric']}, {name}: {row['against_chance']}.")
+            else:
+                guessed.append(f"{row['task']} {row['metric']}")
+    if guessed:
+        said.append(f"Less than {MARGIN:g} standard errors above chance, {name}: {', '.join(guessed)}.")
     return said
 
 

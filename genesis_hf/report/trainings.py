@@ -43,7 +43,7 @@ def training_rows(material: Material) -> Rows:
                 run.name,
                 run.phase,
                 steps,
-                amount(run.log.tokens),
+                amount(run.tokens),
                 loss_text(log.first.get("loss")),
                 loss_text(log.last.get("loss")),
                 count(log.speed),
@@ -252,7 +252,7 @@ def run_cost_rows(material: Material) -> Rows:
             [
                 run.name,
                 count(None if run.step is None else max(0, run.step - run.forked_at)),
-                amount(None if log.tokens is None else log.tokens - log.tokens_before),
+                amount(None if run.tokens is None else run.tokens - log.tokens_before),
                 duration(seconds),
                 share(log.waited),
                 duration(log.stalled) if "save_stall_seconds" in log.last else "unknown",
