@@ -142,7 +142,7 @@ def several_chart(title: str, curves: dict[str, Curve], salt: str, smooth: bool 
             points = curve.smooth() if smooth else curve.line()
             axis.plot(*points, linewidth=1.4, linestyle=line(number), color=color(number), **few)
         if shares:
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.08 * max(found.high for curve in curves.values() for found in curve.bins()) or 1)
             axis.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
     return Chart(title, picture(draw, title, salt), [(css(n), name) for n, name in enumerate(curves)])
