@@ -43,12 +43,10 @@ def main() -> None:
     if recipe.stage is not None:
         if recipe.stage not in stages.all:
             raise UserError(f"stage {recipe.stage}: not in this tree; it has {', '.join(stages.all)}")
-        with only_one(stages.folder, f".{recipe.stage}.lock"):
-            if stages.record(stages.all[recipe.stage]) is None:
-                stages.run(stages.all[recipe.stage])
+        stages.run(stages.all[recipe.stage])
         return
     if recipe.scheduler == "slurm":
-        print("\n".join(submit(stages, for_jobs)))
+        submit(stages, for_jobs)
         return
 
     with only_one(recipe.output_dir):
