@@ -1,17 +1,22 @@
 """`recipes/M/cycle.yaml`: milestones of the trunk, and what happens at each."""
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from genesis_hf.config import setting
 from genesis_hf.errors import UserError
+from genesis_hf.lineage.folders import CLOSED
 
 MADE = {"export": "base", "sft": "sft", "dpo": "dpo", "kto": "kto"}
 """Phases that make a model, and what its folder is called unless the phase has a name."""
 
-TOLD = ("model", "checkpoint", "output_dir", "output_file", "stop_at_step")
+TOLD = ("config", "model", "checkpoint", "output_dir", "output_file", "stop_at_step")
 """Keys that follow from a phase's place in the tree."""
+
+NAME = re.compile(r"\w[\w.-]{,99}")
+"""Of a branch or a phase, which becomes a folder's."""
 
 
 @dataclass
@@ -28,8 +33,9 @@ class Phase:
     slurm: dict[str, Any] = setting({}, "options of sbatch that are other here")
 
     def __post_init__(self) -> None:
-        if self.name is not None and not re.fullmatch(r"[\w.-]+", self.name):
-            raise UserError(f"phase name {self.name!r}: letters, digits, dots, hyphens and underscores only")
+        if self.name is not None:
+            refuse_name("phase name", self.name)
+        self.set = with_underscores(self.set)
 
 
 @dataclass
@@ -40,6 +46,12 @@ class Trunk:
     accelerate_config: str | None = setting(None, "topology for accelerate launch; null: one process")
     set: dict[str, Any] = setting({}, "keys of the recipe that are other here")
     slurm: dict[str, Any] = setting({}, "options of sbatch that are other here")
+
+    def __post_init__(self) -> None:
+        self.set = with_underscores(self.set)
+        for key in ("config", "stop_at_step"):
+            if key in self.set:
+                raise UserError(f"trunk can't `set` {key}, which follows from the cycle's own keys")
 
 
 @dataclass
@@ -66,11 +78,16 @@ class CycleRecipe:
     dry_run: bool = setting(False, "print the commands and touch nothing")
 
     def __post_init__(self) -> None:
+        if not self.output_dir.strip():
+            raise UserError("output_dir is empty; name a folder for the branches and the records")
+        self.output_dir = os.path.normpath(self.output_dir)
         if not self.milestones or sorted(set(self.milestones)) != self.milestones or self.milestones[0] < 1:
             raise UserError(f"milestones must be steps in rising order, at least one, not {self.milestones}")
+        shared = [phase.name or MADE.get(phase.phase) for phase in self.each_milestone]
         for name, branch in self.branches.items():
-            if not re.fullmatch(r"[\w.-]+", name):
-                raise UserError(f"branch {name!r}: letters, digits, dots, hyphens and underscores only")
+            refuse_name("branch", name)
+            if name in shared:
+                raise UserError(f"branch {name}: each_milestone makes a folder of that name; give one another name")
             unknown = set(branch.milestones or []) - set(self.milestones)
             if unknown:
                 raise UserError(f"branch {name}: {sorted(unknown)} is no milestone (milestones are {self.milestones})")
@@ -87,12 +104,28 @@ class CycleRecipe:
         ]
 
 
+def refuse_name(what: str, name: str) -> None:
+    """Raise `UserError` for a name that is no folder's, or that of a folder in which no model is looked for."""
+    if not NAME.fullmatch(name):
+        raise UserError(
+            f"{what} {name!r}: letters, digits, dots, hyphens and underscores only, at most 100, no dot or hyphen first"
+        )
+    if name in CLOSED:
+        raise UserError(f"{what} {name}: scripts/lineage.py looks for no model in a folder called so; take another")
+
+
+def with_underscores(settings: dict[str, Any]) -> dict[str, Any]:
+    """Keys as the recipes have them; a command line takes hyphens, too."""
+    return {key.replace("-", "_"): value for key, value in settings.items()}
+
+
 def refuse_impossible(where: str, phases: list[Phase]) -> None:
     """Raise `UserError` where a phase has no model, no recipe, or the folder of another."""
     names: list[str] = []
     made = None
     for phase in phases:
-        told = [key for key in phase.set if key in TOLD]
+        reserved = (*TOLD, "revision") if phase.phase == "publish" else TOLD
+        told = [key for key in phase.set if key.partition(".")[0] in reserved]
         if told:
             raise UserError(f"{where}: {phase.phase} can't `set` {told[0]}, which follows from its place in the tree")
         if phase.phase == "export" and made is not None:

@@ -17,5 +17,6 @@ def words(stages: Stages, name: str) -> str:
         return f"stale: {error}"
     if record is None:
         return "to do"
-    minutes = f" in {record['seconds'] / 60:.1f} min" if "seconds" in record else ""
+    seconds = record.get("seconds")
+    minutes = f" in {seconds / 60:.1f} min" if isinstance(seconds, (int, float)) else ""
     return f"finished{minutes}"
