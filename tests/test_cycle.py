@@ -1,7 +1,9 @@
 import json
 import os
+import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ from slurm_machine import needs_slurm, slurm
 from small_runs import small_recipe, write_recipe
 from tiny_chat import echo_rows, write_rows
 
-from genesis_hf.cycle.slurm import submit
+from genesis_hf.config import build
+from genesis_hf.cycle.recipe import CycleRecipe
+from genesis_hf.cycle.slurm import SCRIPT, limit_seconds, sbatch_line, sbatch_options, submit
+from genesis_hf.cycle.tree import make_tree, records
 from genesis_hf.errors import UserError
 from genesis_hf.files import file_sha256
 from genesis_hf.lineage.tree import read_tree
@@ -38,7 +43,7 @@ def cycle_recipe(recipes: Path, output_dir: Path, **changes) -> Path:
         "trunk": {"config": f"{recipes}/pretrain.yaml", "set": {"output_dir": f"{output_dir}/trunk"}},
         "milestones": [2, 4],
         "branches": {
-            "broken": {"phases": [{**export, "set": {"dtype": "float33"}}, sft], "milestones": [4]},
+            "broken": {"phases": [{**export, "set": {"tokenizer": "nowhere"}}, sft], "milestones": [4]},
             "whole": {"phases": [export, sft], "milestones": [4]},
         },
         **changes,
@@ -67,7 +72,7 @@ def test_a_broken_branch_leaves_the_others_whole(tree):
     folder, result = tree
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
-    assert "dtype is 'float33'" in result.stderr
+    assert "nowhere" in result.stderr
     assert "error: 000000004-broken-base did not finish" in result.stderr
     assert "left out, for they come after: 000000004-broken-sft" in result.stderr
     assert sorted(weights(folder)) == [
@@ -124,7 +129,7 @@ def test_the_same_tree_under_slurm(tree, recipes, tmp_path):
         "000000004-whole-sft",
     ]
     (log,) = (under / "stages" / "jobs").glob("000000004-broken-base-*.log")
-    assert "dtype is 'float33'" in log.read_text()
+    assert "nowhere" in log.read_text()
     assert not list((under / "stages" / "jobs").glob("000000004-broken-sft-*.log"))  # it never ran
 
 
@@ -189,6 +194,171 @@ def test_a_tree_that_cannot_be_is_refused(recipes, tmp_path, changes, words):
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "refused").exists()
+
+
+def planned(recipes, folder, **changes) -> Stages:
+    """The stages of a tree, in this process."""
+    values = yaml.safe_load(cycle_recipe(recipes, folder).read_text())
+    recipe = build(CycleRecipe, {**values, **changes}, "cycle.yaml")
+    return Stages(make_tree(recipe), records(recipe))
+
+
+EXPORT = {"phase": "export"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (branch(EXPORT, name=".."), "no dot or hyphen first"),
+        (branch({**EXPORT, "name": "."}), "no dot or hyphen first"),
+        (branch(EXPORT, name="a" * 101), "at most 100"),
+        (branch(EXPORT, name="data"), "looks for no model in a folder called so"),
+        ({"each_milestone": [EXPORT], **branch({"phase": "sample"}, name="base")}, "makes a folder of that name"),
+        ({"each_milestone": [{**EXPORT, "name": "trunk"}], "branches": {}}, "two stages are called 000000002-trunk"),
+        (branch({**EXPORT, "set": {"output-dir": "x"}}), "can't `set` output_dir"),
+        (branch({**EXPORT, "set": {"config": "x"}}), "can't `set` config"),
+        (branch(EXPORT, {"phase": "publish", "set": {"hub_model_id": "a/b", "revision": "x"}}), "can't `set` revision"),
+        (branch({**EXPORT, "set": {"dtyp": "float32"}}), "branch a, export: set: unknown key `dtyp`; did you mean"),
+        (branch({**EXPORT, "set": {"dtype": "float33"}}), "branch a, export: set: dtype is 'float33'"),
+        (branch({**EXPORT, "accelerate_config": "no.yaml"}), "accelerate_config no.yaml: no such file"),
+        ({"slurm": {"time": 43200}}, "put it in quotes"),
+        ({"slurm": {"time": "0:05:00"}}, "too short"),
+        ({"slurm": {"signal": "B:TERM@60"}}, "signal must be B:USR1@SECONDS"),
+        ({"output_dir": " "}, "output_dir is empty"),
+    ],
+)
+def test_a_tree_that_cannot_be_is_refused_before_it_is_run(recipes, tmp_path, changes, words):
+    with pytest.raises(UserError) as refused:
+        planned(recipes, tmp_path / "refused", **changes)
+    assert words in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"stop_at_step": 1}, "trunk can't `set` stop_at_step"),
+        ({"max_steps": None}, "max_steps must be a whole number"),
+        ({"keep_steps": 3}, "keep_steps must be a list"),
+        ({"output_dir": "{tree}"}, "lies in the trunk's run directory"),
+        ({"output_dir": "{tree}/step_000000002/a"}, "which the tree uses otherwise"),
+    ],
+)
+def test_a_trunk_that_cannot_be_is_refused(recipes, tmp_path, settings, words):
+    tree = tmp_path / "refused"
+    settings = {key: value.format(tree=tree) if isinstance(value, str) else value for key, value in settings.items()}
+    trunk = {"config": f"{recipes}/pretrain.yaml", "set": {"output_dir": f"{tree}/trunk", **settings}}
+    with pytest.raises(UserError, match=words):
+        planned(recipes, tree, trunk=trunk)
+
+
+def test_sft_keys_are_checked_with_trl_s(recipes, tmp_path):
+    sft = {"phase": "sft", "config": f"{recipes}/sft.yaml"}
+    planned(recipes, tmp_path / "a", **branch(EXPORT, {**sft, "set": {"learning-rate": 1e-5, "bf16": True}}))
+    with pytest.raises(UserError, match=r"branch a, sft: .*sft\.yaml: unknown key `learning_rat`; did you mean"):
+        planned(recipes, tmp_path / "a", **branch(EXPORT, {**sft, "set": {"learning_rat": 1e-5}}))
+
+
+def test_a_folder_s_spelling_changes_no_command(recipes, tmp_path):
+    trunk = {"config": f"{recipes}/pretrain.yaml", "set": {"output_dir": f"{tmp_path}/a/trunk"}}
+    spelled = {"config": f"{recipes}/pretrain.yaml", "set": {"output_dir": f"{tmp_path}/./a/trunk/"}}
+    one = planned(recipes, tmp_path / "a", trunk=trunk)
+    other = planned(recipes, tmp_path / "a", trunk=spelled, output_dir=f"{tmp_path}/./a/")
+    assert [stage.command for stage in one.all.values()] == [stage.command for stage in other.all.values()]
+
+
+def test_a_branch_s_publication_waits_for_shared_scores(recipes, tmp_path):
+    shared = [EXPORT, {"phase": "evaluate", "config": "recipes/demo/eval.yaml"}]
+    publication = {"phase": "publish", "set": {"hub_model_id": "me/mine"}}
+    stages = planned(recipes, tmp_path / "a", each_milestone=shared, **branch(publication), milestones=[2])
+    assert stages.all["000000002-a-publish-base"].after == ["000000002-base", "000000002-evaluate-base"]
+
+
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("30", 1800), ("30:10", 1810), ("1:00:10", 3610), ("2-01", 176400), ("2-01:01", 176460), ("2-01:01:01", 176461),
+        ("UNLIMITED", None),
+    ],
+)  # fmt: skip
+def test_time_limits_are_read_as_sbatch_reads_them(time, seconds):
+    assert limit_seconds(time) == seconds
+
+
+def test_options_of_sbatch_are_flags_and_values():
+    options = {"exclusive": True, "cpus_per_task": 4, "requeue": False, "mem": None, "time": "1-00"}
+    line = sbatch_line(Stage("one", "one", ["true"], slurm=sbatch_options(options)), Path("stages"), [])
+    assert {"--exclusive", "--cpus-per-task=4", "--time=1-00", "--signal=B:USR1@300"} <= {*line}
+    assert not {"--requeue", "--mem"} & {*line}
+
+
+@pytest.mark.parametrize(
+    ("name", "requeue", "code", "requeued"),
+    [("USR1", 0, 0, True), ("USR1", 1, 1, True), ("TERM", 0, 143, False)],
+)
+def test_a_job_queues_itself_again_near_its_end_and_not_when_cancelled(tmp_path, name, requeue, code, requeued):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f"#!/bin/bash\ntouch requeued\nexit {requeue}\n")
+    scontrol.chmod(0o755)
+    saves = (
+        "import os, signal; signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})\n"
+        f"os.kill(os.getppid(), signal.SIG{name}); signal.sigwait({{signal.SIGTERM}})\n"
+        "open('saved', 'w').close(); os._exit(130)"
+    )
+    script = SCRIPT.format(folder=tmp_path, command=shlex.join([sys.executable, "-c", saves]))
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "1"}
+    assert subprocess.run(["bash", "-c", script], env=environment).returncode == code
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "requeued").exists() is requeued
+
+
+@pytest.fixture
+def slurm_programs(tmp_path, monkeypatch):
+    """sbatch and squeue that say what a test has them say, and an empty folder of records."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def say(name, script):
+        (programs / name).write_text(f"#!/bin/bash\n{script}\n")
+        (programs / name).chmod(0o755)
+
+    say("sbatch", f"cat >> {tmp_path}/jobs; grep -c cycle.py {tmp_path}/jobs")
+    say("squeue", "echo RUNNING")
+    return say
+
+
+def test_a_stale_stage_stops_what_comes_after_it_and_no_other_submission(tmp_path, slurm_programs, capsys):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "stale.json").write_text('{"inputs": {"command": "other"}}')
+    first, second, other = (
+        Stage("stale", "", ["a"]),
+        Stage("after", "", ["b"], after=["stale"]),
+        Stage("other", "", ["c"]),
+    )
+    with pytest.raises(UserError, match=r"^stale could not be submitted.*left out, for they come after: after"):
+        submit(Stages([first, second, other], tmp_path / "stages"), [])
+    said = capsys.readouterr()
+    assert said.out == "other: job 1\n"
+    assert "stale: " in said.err
+
+
+@pytest.mark.parametrize(
+    ("squeue", "words"),
+    [
+        ("echo RUNNING", "one: is job 1 already"),
+        ("echo TIMEOUT", "one: job 2"),
+        ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", "one: job 2"),
+        ("echo 'Unable to contact slurm controller' >&2; exit 1", "squeue can't say whether job 1 still runs"),
+    ],
+)
+def test_only_a_job_that_slurm_has_not_is_submitted_again(tmp_path, slurm_programs, capsys, squeue, words):
+    stages = Stages([Stage("one", "", ["a"])], tmp_path / "stages")
+    submit(stages, [])
+    slurm_programs("squeue", squeue)
+    with suppress(UserError):
+        submit(stages, [])
+    assert words in "".join(capsys.readouterr())
 
 
 def test_a_milestone_that_was_not_kept_is_refused(recipes, tmp_path):

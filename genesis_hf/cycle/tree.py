@@ -121,7 +121,7 @@ def chain(
             recipe=phase.config,
             produces=produces,
             after=[place.stage, *(beside if phase.phase == "publish" else [])],
-            reads=sorted({path for path in local_data(values) if not path.startswith(f"{recipe.output_dir}/")}),
+            reads=sorted({path for path in local_data(values) if not is_below(path, recipe.output_dir)}),
             slurm=sbatch_options({**recipe.slurm, **phase.slurm}),
         )
         stages.append(stage)
@@ -156,6 +156,11 @@ def resolved(config: str | None, settings: dict[str, Any]) -> dict[str, Any]:
         else:
             values[key] = value
     return values
+
+
+def is_below(path: str, folder: str) -> bool:
+    """Whether a path lies in a folder, by their names."""
+    return Path(folder) in Path(os.path.normpath(path)).parents
 
 
 def check_phases(recipe: CycleRecipe) -> None:
