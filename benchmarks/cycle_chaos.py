@@ -65,7 +65,9 @@ def run(config: str, folder: str, wait: float | None = None, kind: signal.Signal
 
 def stamps(folder: str) -> dict[str, int]:
     """When each file of the tree was written, but for logs and locks."""
-    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name not in ("log.txt", ".lock")]
+    files = [
+        path for path in Path(folder).rglob("*") if path.is_file() and not path.name.endswith((".lock", "log.txt"))
+    ]
     return {str(path): path.stat().st_mtime_ns for path in files}
 
 

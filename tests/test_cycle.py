@@ -101,7 +101,11 @@ def test_mended_it_goes_on_and_a_rerun_does_nothing(tree, recipes):
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path): path.stat().st_mtime_ns
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.endswith(".lock")
+    }
 
 
 @needs_slurm
