@@ -53,7 +53,7 @@ class Stage:
     slurm: dict[str, str | None] = field(default_factory=dict)
 
     def is_there(self) -> bool:
-        return all(Path(path).exists() for path in self.produces)
+        return all(os.path.exists(path) for path in self.produces)
 
 
 class Stages:
@@ -96,7 +96,9 @@ class Stages:
             return None
         before = recorded.get("inputs")
         before = before if isinstance(before, dict) else {}  # records of earlier versions hold one hash
-        changed = [name for name in sorted({*inputs, *before}) if inputs.get(name) != before.get(name)]
+        same = {name: {inputs.get(name), other} for name, other in earlier_inputs(stage).items()}
+        names = sorted({*inputs, *before})
+        changed = [name for name in names if before.get(name) not in same.get(name, {inputs.get(name)})]
         if changed:
             raise UserError(
                 f"{path}: it was finished with other inputs (what changed: {', '.join(changed)}); restore them, "
@@ -214,6 +216,12 @@ def portable(command: list[str]) -> list[str]:
     return ["python" if word == sys.executable else word for word in words]
 
 
+def earlier_inputs(stage: Stage) -> dict[str, str]:
+    """What records hold that were made when a recipe counted byte by byte, and the launcher with the command."""
+    words = ["python" if word == sys.executable else word for word in stage.command]
+    return {"command": hash_items([words]), **({stage.recipe: data_sha256(stage.recipe)} if stage.recipe else {})}
+
+
 def repeated(names: Iterable[str]) -> str | None:
     """The first name that occurs twice."""
     return next((name for name, times in Counter(names).items() if times > 1), None)
@@ -238,9 +246,9 @@ def content_sha256(path: str) -> str:
     what a model is read from, so that results put beside it change nothing.
     """
     place = Path(path)
-    if (place / "manifest.json").is_file():
+    if os.path.isfile(place / "manifest.json"):
         return remembered_sha256(place / "manifest.json")
-    if (place / "config.json").is_file():
+    if os.path.isfile(place / "config.json"):
         return folder_sha256(place, MODEL_FILES, remembered_sha256)
     return data_sha256(path)
 
@@ -248,9 +256,9 @@ def content_sha256(path: str) -> str:
 def product_files(path: str) -> list[str]:
     """The files that a product is known by."""
     place = Path(path)
-    if (place / "manifest.json").is_file():
+    if os.path.isfile(place / "manifest.json"):
         return [str(place / "manifest.json")]
-    if (place / "config.json").is_file():
+    if os.path.isfile(place / "config.json"):
         return sorted({str(file) for pattern in MODEL_FILES for file in place.glob(pattern)})
     return data_files(path)
 
