@@ -95,10 +95,8 @@ class Stages:
         if inputs is None:
             return None
         before = recorded.get("inputs")
-        before = before if isinstance(before, dict) else {}  # records of earlier versions hold one hash
-        same = {name: {inputs.get(name), other} for name, other in earlier_inputs(stage).items()}
-        names = sorted({*inputs, *before})
-        changed = [name for name in names if before.get(name) not in same.get(name, {inputs.get(name)})]
+        before = before if isinstance(before, dict) else {}
+        changed = [name for name in sorted({*inputs, *before}) if inputs.get(name) != before.get(name)]
         if changed:
             raise UserError(
                 f"{path}: it was finished with other inputs (what changed: {', '.join(changed)}); restore them, "
@@ -214,12 +212,6 @@ def portable(command: list[str]) -> list[str]:
     launched = command[1:3] == ["-m", "accelerate.commands.launch"]
     words = [command[0], *command[5:]] if launched else command
     return ["python" if word == sys.executable else word for word in words]
-
-
-def earlier_inputs(stage: Stage) -> dict[str, str]:
-    """What records hold that were made when a recipe counted byte by byte, and the launcher with the command."""
-    words = ["python" if word == sys.executable else word for word in stage.command]
-    return {"command": hash_items([words]), **({stage.recipe: data_sha256(stage.recipe)} if stage.recipe else {})}
 
 
 def repeated(names: Iterable[str]) -> str | None:

@@ -1,4 +1,3 @@
-import json
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import yaml
 
 from genesis_hf.config import split_arguments
 from genesis_hf.errors import UserError
-from genesis_hf.files import file_sha256
 from genesis_hf.stages import Stage, Stages, only_one, script_command
 
 
@@ -222,19 +220,6 @@ def test_a_model_without_its_weights_is_made_again_and_another_refused(tmp_path,
         with pytest.raises(UserError, match="one did not finish"):
             stages.run_all()
         assert "changed since it was made; restore it, or remove that file and" in capsys.readouterr().err
-
-
-def test_a_record_of_a_recipe_s_bytes_still_holds(tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("a: 1  # once")
-    one = stage("one", tmp_path, "pass", recipe=str(recipe))
-    stages = pipeline(tmp_path, one)
-    stages.run_all()
-    path = tmp_path / "stages" / "one.json"
-    record = json.loads(path.read_text())
-    record["inputs"][str(recipe)] = file_sha256(recipe)
-    path.write_text(json.dumps(record))
-    assert stages.run_all() is False
 
 
 def test_a_comment_changes_no_recipe(tmp_path):
