@@ -11,6 +11,7 @@ import _env  # noqa: F401
 
 import argparse
 import contextlib
+import signal
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,9 +88,10 @@ def write(board: "Board", arguments: argparse.Namespace) -> None:
         if arguments.watch is None:
             write_static(board, path)
             return
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's end, too, leaves a whole page behind
         with contextlib.suppress(KeyboardInterrupt):
             watch_static(board, path, arguments.watch)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(f"--static {path}: {error.strerror}; name another file") from None
 
 

@@ -1,5 +1,6 @@
 """Several runs, read in the background."""
 
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,26 +26,41 @@ class Board:
     def __init__(self, folders: Sequence[str | Path]) -> None:
         self.folders = check_folders(folders)
         self.runs: dict[Path, WatchedRun] = {}
+        self.failed: dict[Path, str] = {}
         self._over = threading.Event()
         self.search()
 
     def search(self) -> None:
-        """Take up runs that were not there before. What is there stays, even if its metrics.jsonl goes for a while."""
-        known = {folder.resolve() for folder in self.runs}
-        new = {f: WatchedRun(f) for f in find_runs(self.folders) if f.resolve() not in known}
-        self.runs = {**self.runs, **new}
+        """Take up new runs, read anew those that failed, drop those whose folder is gone.
+
+        A run stays even if its metrics.jsonl goes for a while.
+        """
+        kept = {f: run for f, run in self.runs.items() if os.path.isdir(f) and f not in self.failed}
+        known = {os.path.realpath(folder) for folder in kept}
+        new = {f: WatchedRun(f) for f in find_runs(self.folders) if os.path.realpath(f) not in known}
+        self.runs, self.failed = {**kept, **new}, {}
 
     def read_all(self) -> None:
         """Read every file to its present end."""
-        for run in list(self.runs.values()):
-            while run.refresh():
+        for folder in list(self.runs):
+            while self.refresh(folder):
                 pass
+
+    def refresh(self, folder: Path) -> bool:
+        """Read a piece of what is new of a run; whether there may be more. One that can't be read holds up no other."""
+        if folder in self.failed:
+            return False
+        try:
+            return self.runs[folder].refresh()
+        except Exception as error:
+            self.failed[folder] = said(error)
+            return False
 
     def watch(self) -> None:
         """Read on until `close`: a piece of each run in turn, so that a long file holds up no other run."""
         looks = 0
         while not self._over.is_set():
-            more = [run.refresh() for run in list(self.runs.values())]
+            more = [self.refresh(folder) for folder in list(self.runs)]
             if any(more):
                 continue
             self._over.wait(LOOK_SECONDS)
@@ -66,10 +82,22 @@ class Board:
         axis: str = "step",
         span: tuple[float, float] | None = None,
     ) -> list[dict[str, Any]]:
-        """Every run's view under its name; of runs whose version the caller knows by name, the status alone."""
-        folders = list(self.runs)
-        names = run_names(folders)
+        """Every run's view under its name; of runs whose version the caller knows by name, the status alone.
+
+        Of a run that can't be shown: its name, and the `error`.
+        """
+        runs = self.runs  # the search replaces it
         views = []
-        for folder, name in zip(folders, names, strict=True):
-            views.append({"name": name, **self.runs[folder].view((known or {}).get(name), axis, span)})
+        for (folder, run), name in zip(runs.items(), run_names(list(runs)), strict=True):
+            try:
+                error = self.failed.get(folder)
+                view = {"error": error} if error else run.view((known or {}).get(name), axis, span)
+            except Exception as failure:
+                view = {"error": said(failure)}
+            views.append({"name": name, **view})
         return views
+
+
+def said(error: Exception) -> str:
+    """An error in a row of the page."""
+    return f"{type(error).__name__}: {error}"[:200]

@@ -19,6 +19,12 @@ LEFT_OUT = {"records", "repeated_since"}
 BLOCK = 4 << 20
 """Bytes that pyarrow gives to one thread."""
 
+LONG_LINE = 2000
+"""Bytes up to which a line can't nest deeply enough to do harm."""
+
+DEEPEST = 100
+"""Levels that a longer line may nest; tens of thousands end the process inside pyarrow."""
+
 MANY_PARTS = 64
 """Pieces of a column from which on they are joined."""
 
@@ -30,9 +36,13 @@ class Columns:
     """For each key, the records that have a finite value, and the values.
 
     Records are numbered in the file's order; those without a `step` are left out and counted as unreadable.
+
+    Attributes:
+        start: the step after which the file begins: a fork's, else 0.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0) -> None:
+        self.start = start
         self.length = 0
         self.unreadable = 0
         self._parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
@@ -47,14 +57,14 @@ class Columns:
         count = int(kept.sum())
         shared: dict[bytes, np.ndarray] = {}  # rows of keys that the same records have are held once
         for key, values in numbers.items():
-            values = values[kept]
+            with np.errstate(over="ignore"):  # beyond single precision a value is as infinite as one that says so
+                values = values[kept].astype(np.float64 if key in EXACT else np.float32)
             finite = np.isfinite(values)
             if not finite.any():
                 continue
             rows = shared.setdefault(finite.tobytes(), (np.flatnonzero(finite) + self.length).astype(np.int32))
-            kind = np.float64 if key in EXACT else np.float32
             parts = self._parts.setdefault(key, [])
-            parts.append((rows, values[finite].astype(kind)))
+            parts.append((rows, values[finite]))
             if len(parts) > MANY_PARTS:
                 parts[:] = [join(parts)]
         self.length += count
@@ -90,16 +100,32 @@ def parse_lines(lines: bytes) -> tuple[Numbers, int]:
     pyarrow reads hundreds of MB in seconds, without holding up other threads, but takes a piece only whole; one with a
     damaged line, a NaN or a key that is now a number, now a text, is read line by line.
     """
+    lines, deep = without_deep_lines(lines)
     if not lines.strip():
-        return {}, 0
+        return {}, deep
     try:
         options = pyarrow.json.ReadOptions(block_size=BLOCK)
         table = pyarrow.json.read_json(pa.BufferReader(lines), read_options=options)
-    except pa.ArrowInvalid:
-        return parse_slowly(lines)
-    names = [name for name in table.column_names if name not in LEFT_OUT]
-    columns = [flat_columns(name, table.column(name)) for name in names]
-    return {key: values for column in columns for key, values in column}, 0
+        names = [name for name in table.column_names if name not in LEFT_OUT]
+        columns = [flat_columns(name, table.column(name)) for name in names]
+        return {key: values for column in columns for key, values in column}, deep
+    except (pa.ArrowException, RecursionError):
+        numbers, unreadable = parse_slowly(lines)
+        return numbers, unreadable + deep
+
+
+def without_deep_lines(lines: bytes) -> tuple[bytes, int]:
+    """The lines that can be given to a parser, and how many nest too deeply for that."""
+    split = lines.split(b"\n")
+    kept = [line for line in split if len(line) <= LONG_LINE or depth(line) <= DEEPEST]
+    return (lines, 0) if len(kept) == len(split) else (b"\n".join(kept), len(split) - len(kept))
+
+
+def depth(line: bytes) -> int:
+    """Levels of brackets, those in texts among them."""
+    characters = np.frombuffer(line, np.uint8)
+    opened, closed = np.isin(characters, list(b"[{")), np.isin(characters, list(b"]}"))
+    return int(np.cumsum(opened.astype(np.int32) - closed).max())
 
 
 def flat_columns(name: str, column: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:
@@ -108,7 +134,7 @@ def flat_columns(name: str, column: pa.ChunkedArray) -> Iterator[tuple[str, np.n
         for index, field in enumerate(column.type):
             yield from flat_columns(f"{name}/{field.name}", pc.struct_field(column, [index]))
     elif pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        values = pc.fill_null(column.cast(pa.float64()), float("nan"))
+        values = pc.fill_null(column.cast(pa.float64(), safe=False), float("nan"))
         yield name, values.to_numpy()
 
 
@@ -118,10 +144,11 @@ def parse_slowly(lines: bytes) -> tuple[Numbers, int]:
     for line in io.BytesIO(lines):
         try:
             record = json.loads(line)
-        except ValueError:
-            record = None
-        if isinstance(record, dict):
-            records.append(dict(flat_numbers(record)))
+            numbers = dict(flat_numbers(record)) if isinstance(record, dict) else None
+        except (ValueError, OverflowError, RecursionError):
+            numbers = None
+        if numbers is not None:
+            records.append(numbers)
         elif line.strip():
             unreadable += 1
     keys = dict.fromkeys(key for record in records for key in record)

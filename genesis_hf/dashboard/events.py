@@ -16,6 +16,9 @@ SHOWN = 500
 EACH_KIND = 200
 """The newest events of one kind that are kept."""
 
+LAST_TIME = 8.64e12
+"""Seconds since 1970 up to which a browser knows dates."""
+
 CHARACTERS = 600
 """Of an event's text."""
 
@@ -42,7 +45,7 @@ class Events:
                     "step": step if isinstance(step, int) else 0,
                     "kind": kind,
                     "text": str(record.get("text", ""))[:CHARACTERS],
-                    "time": seconds if isinstance(seconds, (int, float)) else None,
+                    "time": seconds if isinstance(seconds, (int, float)) and 0 < seconds < LAST_TIME else None,
                 }
             )
         return bool(lines) or anew
@@ -70,6 +73,12 @@ def lost_losses(columns: Columns) -> list[dict[str, Any]]:
     lost = columns.read("step")[1][np.setdiff1d(trained, losses)][-EACH_KIND:]
     text = "the loss was not finite"
     return [{"step": int(step), "kind": "not finite", "text": text, "time": None} for step in lost]
+
+
+def newest_loss_is_lost(columns: Columns) -> bool:
+    """Whether the newest record of a training step has no finite loss."""
+    trained, losses = columns.read("learning_rate")[0], columns.read("loss")[0]
+    return len(trained) > 0 and (not len(losses) or losses[-1] < trained[-1])
 
 
 def hangs(folder: Path, columns: Columns) -> list[dict[str, Any]]:

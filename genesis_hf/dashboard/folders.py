@@ -33,15 +33,25 @@ def check_folders(folders: Sequence[str | Path]) -> list[Path]:
 def find_runs(folders: Sequence[Path]) -> list[Path]:
     """Folders with a metrics.jsonl at or below the given ones, none twice; those that changed first come first.
 
-    Checkpoints and hidden folders are left out.
+    Checkpoints and hidden folders are left out; links are followed, once to each folder.
     """
-    found: dict[Path, Path] = {}
+    found: dict[str, Path] = {}
     for folder in folders:
-        for place, names, files in os.walk(folder):
-            names[:] = sorted(n for n in names if not n.startswith((".", "checkpoint", "step_")) and n != "wandb")
+        seen: set[str] = set()
+        for place, names, files in os.walk(folder, followlinks=True):
+            real = os.path.realpath(place)
+            again = real in seen
+            seen.add(real)
+            names[:] = [] if again else sorted(name for name in names if may_hold_runs(place, name))
             if METRICS in files:
-                found.setdefault(Path(place).resolve(), Path(place))
+                found.setdefault(real, Path(place))
     return sorted(found.values(), key=changed_at)
+
+
+def may_hold_runs(place: str, name: str) -> bool:
+    """Whether a folder is neither hidden nor a checkpoint, or a link to one."""
+    real = os.path.basename(os.path.realpath(os.path.join(place, name)))
+    return not name.startswith(".") and not CHECKPOINT.fullmatch(name) and not CHECKPOINT.fullmatch(real)
 
 
 def changed_at(run: Path) -> float:

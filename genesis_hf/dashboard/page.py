@@ -8,6 +8,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 
@@ -51,7 +52,7 @@ def static_page(content: dict[str, Any]) -> str:
 
 def as_script(content: Any) -> str:
     """JSON that stands inside a script element: no text of a run can end it."""
-    return json.dumps(content, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028")
+    return json.dumps(content, allow_nan=False).replace("<", "\\u003c")
 
 
 def static_content(board: Board, path: Path, refresh: float | None) -> dict[str, Any]:
@@ -59,14 +60,19 @@ def static_content(board: Board, path: Path, refresh: float | None) -> dict[str,
     folders = list(board.runs)
     views = board.view()
     for folder, view in zip(folders, views, strict=True):
-        view["latest"] = Path(os.path.relpath(folder / "latest.json", path.parent)).as_posix()
+        view["latest"] = address_of(Path(os.path.relpath(folder / "latest.json", path.parent)))
     return {
         "runs": views,
         "written": time.time(),
         "refresh_seconds": refresh,
         "latest_seconds": LATEST_SECONDS,
-        "data_file": data_file(path).name,
+        "data_file": address_of(Path(data_file(path).name)),
     }
+
+
+def address_of(path: Path) -> str:
+    """A relative path as an address on the page, whatever characters it has."""
+    return quote(os.fsencode(path.as_posix()))
 
 
 def data_file(path: Path) -> Path:

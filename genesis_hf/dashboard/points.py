@@ -1,5 +1,6 @@
 """A few points that keep the extremes of many, and what stands along the axis."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,7 +48,7 @@ def make_axes(columns: Columns) -> Axes:
     seconds = np.full(columns.length, np.nan)
     if tokens is not None:
         rows, speed = columns.read("tokens_per_second")
-        gained = np.diff(tokens, prepend=0.0)[rows]
+        gained = gained_tokens(columns, step, tokens)[rows]
         seconds[rows] = np.divide(gained, speed, out=np.full(len(rows), np.nan), where=speed > 0)
     rows, times = columns.read("time")
     passed = np.full(columns.length, np.nan)
@@ -57,6 +58,15 @@ def make_axes(columns: Columns) -> Axes:
     if not np.isfinite(seconds).any():
         return Axes(step, tokens, None)
     return Axes(step, tokens, np.cumsum(np.maximum(np.nan_to_num(seconds), 0)) / 3600)
+
+
+def gained_tokens(columns: Columns, step: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Tokens of each record alone. The first one of a fork counts its parent's, too: as many a step as after it."""
+    gained = np.diff(tokens, prepend=0.0)
+    if columns.start and len(step):
+        whole = (step[1] - step[0], gained[1]) if len(step) > 1 and step[1] > step[0] else (step[0], gained[0])
+        gained[0] = min(gained[0], max(0.0, step[0] - columns.start) * whole[1] / max(whole[0], 1))
+    return gained
 
 
 def spread(columns: Columns, key: str) -> np.ndarray:
@@ -116,7 +126,7 @@ def bucket_edges(count: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], early, np.linspace(turn, count, EVEN + 1).astype(int)]))
 
 
-def reduced(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
+def reduced(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float | None]]:
     """Mean, and where it can be seen lowest and highest value, between edges."""
     starts = edges[:-1]
     values = values.astype(np.float64, copy=False)
@@ -129,7 +139,7 @@ def reduced(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
     return found
 
 
-def plain(values: np.ndarray, digits: int = 6) -> list[float]:
-    """Python numbers of so many significant digits; whole ones as such."""
+def plain(values: np.ndarray, digits: int = 6) -> list[float | None]:
+    """Python numbers of so many significant digits; whole ones as such, None for what isn't finite."""
     rounded = [float(f"{value:.{digits}g}") for value in values.tolist()]
-    return [int(value) if value.is_integer() else value for value in rounded]
+    return [int(v) if v.is_integer() else v if math.isfinite(v) else None for v in rounded]

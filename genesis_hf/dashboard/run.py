@@ -1,12 +1,14 @@
 """All that the page shows of one run."""
 
+import itertools
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 from genesis_hf.config import read_yaml
 from genesis_hf.dashboard.columns import Columns
-from genesis_hf.dashboard.events import Events
+from genesis_hf.dashboard.events import Events, newest_loss_is_lost
 from genesis_hf.dashboard.folders import METRICS, checkpoint_steps
 from genesis_hf.dashboard.points import series
 from genesis_hf.dashboard.samples import Samples
@@ -14,6 +16,7 @@ from genesis_hf.dashboard.status import read_status
 from genesis_hf.dashboard.tail import Tail
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json
+from genesis_hf.lineage.folders import FORK
 
 NO_CURVE = {"step", "epoch", "tokens_seen", "num_tokens", "time", "total_flos"}
 """Keys that stand along the axis, or say nothing as a curve."""
@@ -25,13 +28,17 @@ FIGURES = ("loss", "eval_loss", "tokens_seen", "num_tokens", "tokens_per_second"
 """Keys whose newest value stands in the table of runs."""
 
 
+VERSIONS = itertools.count(time.time_ns() // 1_000_000)
+"""Never the same for two runs, nor before and after a restart: an open page asks by the versions that it has."""
+
+
 class WatchedRun:
     """A run directory whose files are read as they grow. Its methods may be called from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.columns = Columns()
-        self.version = 0
+        self.columns = Columns(fork_step(folder))
+        self.version = next(VERSIONS)
         self.checkpoints: list[int] = []
         self.recipe: dict[str, Any] = {}
         self._metrics = Tail(folder / METRICS)
@@ -45,14 +52,15 @@ class WatchedRun:
         with self._lock:
             lines, anew = self._metrics.read()
             if anew:
-                self.columns = Columns()
+                self.columns = Columns(fork_step(self.folder))
             if lines:
                 self.columns.add(lines)
             checkpoints = checkpoint_steps(self.folder)
             changed = [lines, anew, checkpoints != self.checkpoints, self._read_recipe()]
             changed += [self._samples.refresh(), self._events.refresh()]
             self.checkpoints = checkpoints
-            self.version += any(changed)
+            if any(changed):
+                self.version = next(VERSIONS)
             return self._metrics.share < 1
 
     def view(
@@ -72,13 +80,16 @@ class WatchedRun:
     def _everything(self, axis: str, span: tuple[float, float] | None) -> dict[str, Any]:
         columns = self.columns
         keys = [k for k in columns if k not in NO_CURVE and not k.startswith(NO_CURVE_BEGINS)]
-        figures = {key: columns.last(key) for key in FIGURES if columns.last(key) is not None}
+        figures: dict[str, float | None] = {key: columns.last(key) for key in FIGURES if columns.last(key) is not None}
+        if newest_loss_is_lost(columns):
+            figures["loss"] = None
         after = self._summary_loss()
         if after is not None:
             figures["eval_loss"] = after
         bits = [columns.last(key) for key in keys if key.startswith("held_out/") and key.endswith("/bits_per_byte")]
         if bits:
             figures["bits_per_byte"] = sum(bits) / len(bits)
+            figures["held_out_sources"] = len(bits)
         return {
             "phase": self._phase(),
             "figures": figures,
@@ -115,3 +126,9 @@ class WatchedRun:
         except (OSError, UserError):
             return False
         return True
+
+
+def fork_step(folder: Path) -> int:
+    """The step of the parent after which a fork goes on; 0 for any other run."""
+    step = read_json(folder / FORK).get("step")
+    return step if isinstance(step, int) else 0

@@ -69,7 +69,7 @@ def json_lines(lines: bytes) -> list[dict[str, Any]]:
     for line in lines.splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict):
             records.append(record)

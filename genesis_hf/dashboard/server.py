@@ -96,15 +96,15 @@ class Handler(BaseHTTPRequestHandler):
         if not names_this_machine(self.headers.get("Host", ""), self.server.host):
             self.reply(403, ("text/plain", b"this name is not known here; use the address\n"))
             return
-        address = urlsplit(self.path)
-        make = ROUTES.get(address.path)
-        if make is None:
-            self.reply(404, ("text/plain", b"no such page\n"))
-            return
         try:
-            content = make(self.server, parse_qs(address.query))
+            address = urlsplit(self.path)
+            make = ROUTES.get(address.path)
+            content = make(self.server, parse_qs(address.query)) if make else None
         except ValueError as error:
             self.reply(400, ("text/plain", f"{error}\n".encode()))
+            return
+        if content is None:
+            self.reply(404, ("text/plain", b"no such page\n"))
             return
         self.reply(200, content, forever=address.path == "/plotly.js")
 
@@ -149,7 +149,7 @@ def data(server: DashboardServer, query: Query) -> Reply:
     try:
         known = json.loads(query.get("known", ["{}"])[0])
         span = tuple(float(query[key][0]) for key in ("from", "to")) if "from" in query else None
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, RecursionError):
         raise ValueError("known must be JSON, from and to numbers") from None
     axis = query.get("axis", ["step"])[0]
     if axis not in ("step", "tokens", "hours") or not isinstance(known, dict):
@@ -157,7 +157,7 @@ def data(server: DashboardServer, query: Query) -> Reply:
     if span is not None and not all(map(math.isfinite, span)):
         raise ValueError("from and to must be finite")
     views = server.board.view(known, axis, span)
-    return "application/json", json.dumps({"runs": views}, ensure_ascii=False).encode()
+    return "application/json", json.dumps({"runs": views}, allow_nan=False).encode()
 
 
 def script(name: str, server: DashboardServer, query: Query) -> Reply:

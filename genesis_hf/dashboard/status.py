@@ -1,5 +1,6 @@
 """Whether a run goes on, how far it is, when it ends."""
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,18 +50,20 @@ def read_status(
     """The `Status` of a run as plain values.
 
     Args:
-        modified: when metrics.jsonl last changed.
+        modified: when metrics.jsonl last changed; a copy did so when it was made, so records' own time goes before it.
         now: seconds since 1970; default: the present.
     """
     now = time.time() if now is None else now
     step = columns.last("step")
     last_step = end_of(recipe, columns)
     pace = seconds_per_step(columns)
-    signs = [t for t in (modified, columns.last("time"), *heartbeats(folder)) if t is not None]
-    news = max(signs, default=None)
+    logged = columns.last("time") or modified
+    signs = [t for t in (logged, *heartbeats(folder)) if t is not None]
+    news = min(now, max(signs)) if signs else None
     left = None
     if step is not None and last_step is not None and pace is not None:
         left = max(0.0, (last_step - step) * pace)
+        left = left if math.isfinite(left) else None
     trained = "sources" in recipe and None not in (step, last_step) and step >= last_step
     finished = trained or (folder / "summary.json").is_file()
     patience = max(PATIENCE_SECONDS, 4 * usual_interval(columns))
@@ -83,7 +86,7 @@ def end_of(recipe: dict[str, Any], columns: Columns) -> int | None:
     if isinstance(steps, int) and steps > 0:
         return steps
     epochs, (rows, done) = recipe.get("num_train_epochs"), columns.read("epoch")
-    if isinstance(epochs, (int, float)) and len(rows) and done[-1] > 0:
+    if isinstance(epochs, (int, float)) and math.isfinite(epochs) and len(rows) and done[-1] > 0:
         return round(float(columns.read("step")[1][rows[-1]]) / float(done[-1]) * epochs)
     return None
 
@@ -109,4 +112,4 @@ def usual_interval(columns: Columns) -> float:
 def heartbeats(folder: Path) -> list[float]:
     """When each process of the run last showed itself."""
     times = [read_json(path).get("time") for path in folder.glob("heartbeats/rank_*.json")]
-    return [float(t) for t in times if isinstance(t, (int, float))]
+    return [float(t) for t in times if isinstance(t, (int, float)) and math.isfinite(t)]
