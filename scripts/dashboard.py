@@ -82,14 +82,14 @@ def write(board: "Board", arguments: argparse.Namespace) -> None:
     if not board.runs and arguments.watch is None:
         raise UserError(f"{', '.join(arguments.runs)}: no metrics.jsonl below; nothing to show")
     path = Path(arguments.static or Path(arguments.runs[0]) / "dashboard.html")
-    where = f", rewritten every {arguments.watch:g} s (Ctrl-C ends it)" if arguments.watch else ""
-    print(f"{path}{where}", flush=True)
     try:
         if arguments.watch is None:
+            print(path, flush=True)
             write_static(board, path)
             return
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # a job's end, too, leaves a whole page behind
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"{path}, rewritten every {arguments.watch:g} s (Ctrl-C ends it)", flush=True)
             watch_static(board, path, arguments.watch)
     except OSError as error:
         raise UserError(f"--static {path}: {error.strerror}; name another file") from None

@@ -2,6 +2,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -117,6 +118,41 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path):
     assert steps_of(view, "held_out/code/bits_per_byte") == [4]
 
 
+def test_whatever_a_file_holds_the_others_and_the_rest_of_it_are_shown(tmp_path):
+    deep = '{"step": 51, "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    odd = {
+        "metrics.jsonl": (
+            '{"step": 51, "x": 9007199254740993}',
+            '{"step": 51, "x": 1' + 400 * "0" + "}",
+            '{"step": 51, "loss": 1e39, "mixture": {"\\ud83d": 0.5}}',
+            '{"step": 1e300, "tokens_seen": 1e306, "tokens_per_second": 1e-300}',
+            deep,
+        ),
+        "samples.jsonl": ('{"step": 30, "samples": [{"prompt": "a", "continuation": "\\ud83d"}]}', deep),
+        "events.jsonl": ('{"step": 30, "event": "x", "text": "\\ud83d", "time": NaN}', '{"step": 1, "time": 1e30}'),
+        "recipe.yaml": ("num_train_epochs: .inf",),
+    }
+    for name, lines in odd.items():
+        for number, line in enumerate(lines):
+            with open(write_run(tmp_path / f"{name}-{number}") / name, "a") as file:
+                file.write(line + "\n")
+    with served(tmp_path) as server:
+        views = json.loads(ask(server, "/data.json")[2], parse_constant=pytest.fail)["runs"]
+    assert len(views) == 10
+    assert all(steps_of(view)[:50] == list(range(1, 51)) for view in views)
+    write_static(Board([tmp_path]), tmp_path / "page.html")
+
+
+def test_a_run_that_fails_costs_its_own_row_until_it_can_be_read(tmp_path, monkeypatch):
+    board = Board([write_run(tmp_path / "good"), write_run(tmp_path / "bad")])
+    monkeypatch.setattr(board.runs[tmp_path / "bad"].columns, "add", lambda lines: 1 / 0)
+    views = looked(board)
+    assert views["bad"] == {"name": "bad", "error": "ZeroDivisionError: division by zero"}
+    assert views["good"]["status"]["step"] == 50
+    board.search()
+    assert looked(board)["bad"]["status"]["step"] == 50
+
+
 def test_both_ways_of_reading_find_the_same():
     lines = "".join(json.dumps(r) + "\n" for r in (record(1), record(2, loss=None, mfu=0.5, held_out=held_out(1.5))))
     fast, none = parse_lines(lines.encode())
@@ -140,6 +176,17 @@ def test_losses_that_are_not_finite_are_events(tmp_path):
     view = looked(Board([tmp_path / "run"]))["run"]
     assert steps_of(view) == [1, 3]
     assert [(e["step"], e["kind"]) for e in view["events"]["shown"]] == [(2, "not finite")]
+    assert view["figures"]["loss"] == pytest.approx(record(3)["loss"])
+    append(tmp_path / "run/metrics.jsonl", record(4, loss=None))
+    assert looked(Board([tmp_path / "run"]))["run"]["figures"]["loss"] is None  # not that of step 3
+
+
+def test_a_fork_begins_at_its_parents_tokens(tmp_path):
+    write_text(tmp_path / "run/fork.json", json.dumps({"run": "parent", "step": 1000}))
+    append(tmp_path / "run/metrics.jsonl", *(record(s) for s in range(1010, 1100, 10)))
+    view = looked(Board([tmp_path / "run"]))["run"]
+    assert view["tables"][0]["hours"][0] == pytest.approx(20 / 3600, rel=1e-5)  # ten steps of two seconds
+    assert view["tables"][0]["tokens"][0] == 1_010_000
 
 
 def test_events_by_the_thousand_leave_the_others_visible(tmp_path):
@@ -186,6 +233,12 @@ def test_states(tmp_path):
     assert (status["state"], status["seconds_left"]) == ("finished", 0)
 
 
+def test_a_copy_of_an_old_run_is_not_running(tmp_path):
+    append(tmp_path / "run/metrics.jsonl", *(record(s, time=1.7e9 + 2 * s) for s in range(1, 51)))
+    status = looked(Board([tmp_path / "run"]))["run"]["status"]
+    assert (status["state"], status["news"]) == ("silent", 1.7e9 + 100)  # though its file is of this second
+
+
 def test_post_training_is_reckoned_in_epochs(tmp_path):
     run = tmp_path / "dpo"
     write_text(run / "recipe.yaml", "num_train_epochs: 2\nmixture: []\n")
@@ -222,6 +275,21 @@ def test_runs_are_found_below_a_folder_and_checkpoints_left_out(tmp_path):
     assert len(looked(board)) == 4
 
 
+def test_links_and_names_like_a_checkpoints_are_found_and_what_is_gone_is_dropped(tmp_path):
+    names = {"step_size_3e-4", "checkpoint_every_10", "wandb"}
+    for path in (*(tmp_path / "runs" / name for name in names), tmp_path / "elsewhere"):
+        append(path / "metrics.jsonl", record(1))
+    append(tmp_path / "store/step_000000001/metrics.jsonl", record(1))
+    (tmp_path / "runs/link").symlink_to("../elsewhere")
+    (tmp_path / "runs/latest").symlink_to("../store/step_000000001")
+    (tmp_path / "runs/wandb/round").symlink_to("..")
+    board = Board([tmp_path / "runs"])
+    assert set(looked(board)) == {*names, "elsewhere"}
+    shutil.move(tmp_path / "runs/wandb", tmp_path / "runs/renamed")
+    board.search()
+    assert set(looked(board)) == {*names - {"wandb"}, "renamed", "elsewhere"}
+
+
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         Board([tmp_path / "none"])
@@ -235,6 +303,7 @@ def test_mistakes_are_one_line(tmp_path):
         ((tmp_path, "--port", 70000), "from 0 to 65535"),
         ((tmp_path, "--host", "203.0.113.7"), "--host 203.0.113.7"),
         (("--static", tmp_path), "required: RUN"),
+        ((tmp_path, "--static", "/dev/null/page.html", "--watch", 5), "--static /dev/null/page.html: .+; name"),
     ):
         result = run_script("scripts/dashboard.py", *arguments, check=False)
         assert result.returncode == 2
@@ -281,8 +350,8 @@ def test_only_known_addresses_are_answered(server):
         "x",
     ):
         assert ask(server, path)[0] in (400, 404)
-    for path in ("/data.json?axis=loss", "/data.json?known=[]", "/data.json?known={", "/data.json?from=1&to=nan"):
-        assert ask(server, path)[0] == 400
+    for query in ("axis=loss", "known=[]", "known={", "from=1&to=nan", f"known={'[' * 20_000}"):
+        assert ask(server, f"/data.json?{query}")[0] == 400
     assert ask(server, "/data.json", method="POST")[0] == 501
     assert ask(server, "/", method="HEAD")[::2] == (200, b"")
 
@@ -299,6 +368,8 @@ def test_what_is_known_is_not_sent_again(server):
     version = json.loads(ask(server, "/data.json")[2])["runs"][0]["version"]
     known = ask(server, f"/data.json?known=%7B%22run%22:{version}%7D")[2]
     assert "curves" not in json.loads(known)["runs"][0]
+    anew = Board(server.board.folders)  # a server that is started again
+    assert "curves" in looked(anew, known={"run": version})["run"]
     zipped = ask(server, "/data.json", **{"Accept-Encoding": "gzip"})
     assert zipped[1]["Content-Encoding"] == "gzip"
 
@@ -339,7 +410,7 @@ def test_the_static_page_has_everything_inside_and_nothing_of_a_run_as_html(tmp_
     assert "src=" not in page.split("<script", 1)[0]
     inside = page.split('type="application/json">', 1)[1].split("</script>", 1)[0]
     content = json.loads(inside)
-    assert content["runs"][0]["latest"] == "<b>run/latest.json"
+    assert content["runs"][0]["latest"] == "%3Cb%3Erun/latest.json"
     assert content["runs"][0]["name"] == "<b>run"
     assert content["refresh_seconds"] is None
 
@@ -367,6 +438,23 @@ def test_watching_rewrites_the_data_and_ends_with_the_whole_page(tmp_path):
     assert seen[0][0] == seen[0][1]["refresh_seconds"] == 7
     assert not data.exists()
     assert '"refresh_seconds": null' in (tmp_path / "page.html").read_text()
+
+
+def test_a_job_that_is_ended_leaves_a_whole_page(tmp_path):
+    run = write_run(tmp_path / "run")
+    write_text(
+        tmp_path / "ended.py",
+        "import os, runpy, signal, sys, threading\n"
+        "def end():\n"
+        "    while not os.path.exists(os.path.join(sys.argv[1], 'dashboard.data.js')): pass\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "threading.Thread(target=end, daemon=True).start()\n"
+        "sys.path.insert(0, 'scripts')\n"
+        "runpy.run_path('scripts/dashboard.py', run_name='__main__')\n",
+    )
+    assert run_script(tmp_path / "ended.py", run, "--static", "--watch", 600).stderr == ""
+    assert [path.name for path in run.glob("dashboard*")] == ["dashboard.html"]
+    assert '"refresh_seconds": null' in (run / "dashboard.html").read_text()
 
 
 def test_a_static_page_in_another_folder_finds_the_runs(tmp_path):

@@ -92,9 +92,9 @@ def watch_static(board: Board, path: Path, seconds: float, wait: Callable[[float
 
     The data are a script, not JSON, for a page opened as a file may load the one and not the other.
     """
-    board.read_all()
-    write_text(path, static_page(static_content(board, path, seconds)))
     try:
+        board.read_all()
+        write_text(path, static_page(static_content(board, path, seconds)))
         while True:
             content = static_content(board, path, seconds)
             write_text(data_file(path), f"dashboardData({as_script(content)});\n")
