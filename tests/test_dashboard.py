@@ -241,7 +241,7 @@ def test_a_copy_of_an_old_run_is_not_running(tmp_path):
 
 def test_post_training_is_reckoned_in_epochs(tmp_path):
     run = tmp_path / "dpo"
-    write_text(run / "recipe.yaml", "num_train_epochs: 2\nmixture: []\n")
+    write_text(run / "recipe.yaml", "num_train_epochs: 2\nmixture: []\nlength_normalized: true\n")
     lines = [
         {"step": s, "loss": 0.6, "rewards/chosen": 0.1, "rewards/accuracies": 0.7, "epoch": s / 50, "time": 1e9 + 3 * s}
         for s in range(10, 60, 10)
@@ -250,7 +250,7 @@ def test_post_training_is_reckoned_in_epochs(tmp_path):
     view = looked(Board([run]))["dpo"]
     assert view["status"]["last_step"] == 100
     assert view["status"]["seconds_left"] == pytest.approx(150)
-    assert view["phase"] == "preferences"
+    assert view["phase"] == "DPO"
     assert view["curves"]["rewards/accuracies"]["mean"] == [0.7] * 5
     write_text(run / "summary.json", json.dumps({"held_out": {"after": {"loss": 2.5}}}))
     view = looked(Board([run]))["dpo"]

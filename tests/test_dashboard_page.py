@@ -134,6 +134,50 @@ def test_runs_are_laid_over_each_other_and_switched_off(tmp_path, page):
         assert page.evaluate("document.activeElement.dataset.run") == "one"
         page.select_option("#focus", "one")
         assert "step 20" in page.inner_text("#samples")
+        page.reload()  # what was switched off and chosen stays
+        drawn(page)
+        page.wait_for_function(f"() => ({LOSS_STEPS})().length === 1")
+        assert page.input_value("#focus") == "one"
+        page.get_by_label("one", exact=True).check()
+        swatches = "[...document.querySelectorAll('.run')].map((run) => run.style.getPropertyValue('--swatch'))"
+        before = page.evaluate(swatches)
+        shutil.rmtree(tmp_path / "one")
+        append(write_run(tmp_path / "dpo") / "metrics.jsonl", {"step": 51, "rewards/chosen": 1.0})
+        (tmp_path / "dpo/recipe.yaml").unlink()
+        server.board.search()
+        server.board.read_all()
+        look(page)
+        page.wait_for_selector("text=Loss, preferences")  # not in one picture with a pretraining's
+        page.wait_for_function("() => document.querySelectorAll('tbody tr').length === 2")
+        assert sorted(page.evaluate(swatches)) == sorted(before)  # the free colour is the next one's
+        assert page.locator("#key li").count() == 2
+        server.board.failed[tmp_path / "two"] = "OSError: broken"
+        look(page)
+        page.wait_for_selector("text=can't be read: OSError: broken")
+
+
+def test_the_value_that_was_logged_can_be_read_and_a_constant_is_a_line(tmp_path, page):
+    lines = [record(s, loss=8.0 if s == 500 else 3.0, mfu=0.4) for s in range(1, 901)]
+    append(tmp_path / "run/metrics.jsonl", *lines, record(901, loss=None, mfu=0.4))
+    write_static(Board([tmp_path / "run"]), tmp_path / "page.html")
+    page.goto(f"file://{tmp_path}/page.html")
+    drawn(page)
+    page.evaluate(
+        """() => {
+            const plot = document.querySelector(".plot");
+            Plotly.Fx.hover(plot, [{ curveNumber: plot.data.findIndex((t) => t.name), pointNumber: 499 }]);
+        }"""
+    )
+    page.wait_for_selector(".hoverlayer >> text=/8 {2}\\(smoothed 3\\.[0-9]+\\)/")
+    assert "not finite" in page.inner_text("tbody")
+    page.locator("text=Model FLOPs utilisation").scroll_into_view_if_needed()
+    page.wait_for_function(
+        """() => {
+            const card = [...document.querySelectorAll(".panel")].find((p) => p.textContent.startsWith("Model FLOPs"));
+            const plot = card.querySelector(".plot");
+            return plot.layout && plot.layout.yaxis.range[0] < 0.35 && plot.layout.yaxis.range[1] > 0.45;
+        }"""
+    )
 
 
 def test_axes_smoothing_and_colours(tmp_path, page):
@@ -170,12 +214,16 @@ def test_zooming_into_a_long_run_fetches_its_details(tmp_path, page):
         drawn(page)
         last_step(page, page.evaluate(LOSS_STEPS)[0][-1])
         assert len(page.evaluate(LOSS_STEPS)[0]) < 1200
+        window = page.inner_text("#smoothed")
         page.evaluate(
             "Plotly.relayout(document.querySelector('.plot'), {'xaxis.range[0]': 12990, 'xaxis.range[1]': 13010})"
         )
         page.wait_for_function(f"() => ({LOSS_STEPS})()[0].includes(13001)")
         ranges = "[...document.querySelectorAll('.plot')].filter((p) => p.layout).map((p) => p.layout.xaxis.range)"
         assert [12990, 13010] in page.evaluate(ranges)
+        first = "document.querySelector('.plot').data.find((trace) => trace.name).y[0]"
+        assert page.evaluate(first) == pytest.approx(3.5, abs=0.1)  # smoothing goes on from what was before
+        assert page.inner_text("#smoothed") == window
         page.click("#whole")
         page.wait_for_function(f"() => ({LOSS_STEPS})()[0].length > 800")
 
@@ -228,17 +276,23 @@ def test_a_file_of_its_own_shows_everything(tmp_path, page):
     assert "as of" in page.inner_text("#pulse")
 
 
-def test_behind_a_web_server_it_follows_latest_json(tmp_path, page, web, monkeypatch):
+def test_behind_a_web_server_it_follows_latest_json(tmp_path, chromium, page, web, monkeypatch):
     monkeypatch.setattr("genesis_hf.dashboard.page.LATEST_SECONDS", 0.2)
-    run = write_run(tmp_path / "run")
-    (run / "latest.json").write_text(json.dumps(record(50)))
-    write_static(Board([run]), run / "dashboard.html")
-    page.goto(f"{web}/run/dashboard.html")
+    run = write_run(tmp_path / "50% #1?")
+    write_static(Board([run]), tmp_path / "page.html")
+    with page.expect_response(lambda response: "latest.json" in response.url) as answer:
+        page.goto(f"{web}/page.html")
+    assert answer.value.status == 404  # not there yet
     drawn(page)
-    MetricsWriter(run, is_main=True, resumed_step=50).write(record(60, loss=1.25))
+    writer = MetricsWriter(run, is_main=True, resumed_step=50)
+    writer.write(record(55, loss=None))
+    page.wait_for_selector("tbody >> text=not finite")
+    writer.write(record(60, loss=1.25))
     last_step(page, 60)
     assert "1.2500" in page.inner_text("tbody")
     assert "60 of 100" in page.inner_text("tbody")
+    assert all("404" in error for error in chromium.errors)
+    chromium.errors.clear()
 
 
 def test_data_that_are_rewritten_arrive_even_in_a_file(tmp_path, page):

@@ -5,9 +5,16 @@
   const { element, make, whole, stateNow, runRow, options, replaceKeepingFocus } = Words;
   const STORE = "genesis_hf dashboard";
   const view = { axis: "step", logX: false, logY: false, smooth: 30, range: null, focus: null, prompt: null };
+  const UNREADABLE = {
+    ...{ phase: "", read: 1, version: null, figures: {}, tables: [], curves: {}, checkpoints: [], unreadable: 0 },
+    status: { state: "silent", step: null, last_step: null, seconds_left: null, news: null, patience: 0 },
+    events: { shown: [], counts: {} },
+    samples: { prompts: [], steps: [], texts: [], all_steps: 0 },
+  }; // a run of which the server has only its name, and what went wrong
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const runs = new Map(); // by name
   const off = { runs: new Set(), curves: new Set() };
+  let focused = null; // the run shown in detail: view.focus where that is there
   const places = new Map(); // by panel title: {card, plot, head, chips, panel, stale, seen}
   const embedded = element("data") ? JSON.parse(element("data").textContent) : null;
   const source = embedded ? Source.still(embedded, { runs, take, appended }) : Source.live({ runs, view, take, pulse });
@@ -32,7 +39,20 @@
 
   function toggleRun(name) {
     off.runs.has(name) ? off.runs.delete(name) : off.runs.add(name);
-    drawAll();
+    remember();
+  }
+
+  // Which colour is whose, where the table has scrolled away.
+  function drawKey() {
+    const visible = shown();
+    element("key").hidden = visible.length < 2;
+    element("key").replaceChildren(
+      ...visible.map((run) => {
+        const item = make("li", { title: run.name }, make("i"), run.name);
+        item.style.setProperty("--swatch", run.colour);
+        return item;
+      }),
+    );
   }
 
   const shown = () => [...runs.values()].filter((run) => !off.runs.has(run.name));
@@ -74,6 +94,7 @@
     const wanted = Charts.panels(visible);
     for (const panel of wanted) fill(placeOf(panel, element(panel.more ? "others" : "panels")), visible);
     const titles = new Set(wanted.map((panel) => panel.title));
+    wanted.forEach((panel, index) => (places.get(panel.title).card.style.order = index)); // some come later
     for (const [title, place] of places) if (place.card.id !== "mixture") place.card.hidden = !titles.has(title);
     element("more").hidden = !wanted.some((panel) => panel.more);
     drawSeen();
@@ -88,7 +109,8 @@
     const newest = only && only.run.curves[only.key].mean.at(-1);
     const value = (number) =>
       panel.percent ? `${(100 * number).toFixed(1)} %` : String(Number(number.toPrecision(4)));
-    const words = typeof newest === "number" ? value(newest) : "";
+    const lost = only && only.key === "loss" && only.run.figures.loss === null;
+    const words = lost ? "not finite" : typeof newest === "number" ? value(newest) : "";
     place.head.textContent = words;
     place.plot.setAttribute(
       "aria-label",
@@ -112,7 +134,7 @@
     );
     const press = () => {
       off.curves.has(key) ? off.curves.delete(key) : off.curves.add(key);
-      drawAll();
+      remember();
     };
     const attributes = { type: "button", "aria-pressed": String(!off.curves.has(key)), onclick: press };
     return make("li", {}, make("button", attributes, line, label || "training"));
@@ -124,7 +146,8 @@
     for (const place of places.values()) {
       if (!place.stale || !place.seen || place.card.hidden) continue;
       place.stale = false;
-      Charts.draw(place.plot, place.panel, view, place.panel.stacked ? [place.panel.curves[0].run] : visible);
+      const drawn = place.panel.stacked ? [place.panel.curves[0].run] : visible;
+      Charts.draw(place.plot, place.panel, { ...view, focus: focused }, drawn);
       if (!place.listening) {
         place.listening = true;
         place.plot.on("plotly_relayout", zoomed);
@@ -158,27 +181,28 @@
     element("logx").checked = view.logX;
     element("logy").checked = view.logY;
     element("smooth").value = view.smooth;
-    const records = Math.max(
-      0,
-      ...visible.map((run) => Math.max(0, ...run.tables.map((t) => t.records.reduce((a, b) => a + b, 0)))),
-    );
-    const over = Charts.smoothingRecords(view.smooth, records);
+    const over = Charts.smoothingRecords(view.smooth, visible);
     element("smoothed").textContent = over < 1 ? "off" : `over ${whole(over)} records`;
   }
 
   // ------------------------------------------------------------------------------------------------ one run in detail
 
+  // The run chosen, or else, for as long as it is there, one that goes on.
+  function chooseFocus() {
+    const all = [...runs.values()];
+    if (runs.has(view.focus)) focused = view.focus;
+    if (runs.has(focused) || !all.length) return;
+    const running = all.find((run) => stateNow(run.status) === "running");
+    focused = (running || all.find((run) => run.phase === "pretraining") || all[0]).name;
+  }
+
   function drawDetails() {
     const all = [...runs.values()];
     element("details").hidden = all.length === 0;
     if (!all.length) return;
-    if (!runs.has(view.focus)) {
-      const running = all.find((run) => stateNow(run.status) === "running");
-      view.focus = (running || all.find((run) => run.phase === "pretraining") || all[0]).name;
-    }
     const names = all.map((run) => run.name);
-    options(element("focus"), names, view.focus);
-    const run = runs.get(view.focus),
+    options(element("focus"), names, focused);
+    const run = runs.get(focused),
       mixture = Charts.mixture(run);
     element("mixture").hidden = mixture.curves.length === 0;
     if (mixture.curves.length) fill(placeOf(mixture, element("mixture")), [run]);
@@ -204,7 +228,9 @@
   }
 
   function drawAll() {
+    chooseFocus();
     drawRuns();
+    drawKey();
     controls();
     drawCurves();
     drawDetails();
@@ -215,17 +241,25 @@
 
   function take(content) {
     let changed = false;
-    content.runs.forEach((fresh) => {
-      const known = runs.get(fresh.name);
-      changed ||= !known || fresh.curves !== undefined;
-      const colour = known ? known.index : runs.size;
-      if (known || fresh.curves)
-        runs.set(fresh.name, { ...known, ...fresh, index: colour, colour: Charts.colour(colour) });
-    });
     const names = new Set(content.runs.map((run) => run.name));
-    for (const name of [...runs.keys()]) if (!names.has(name)) changed = runs.delete(name); // renamed, for another came
+    for (const name of [...runs.keys()]) if (!names.has(name)) changed = runs.delete(name); // gone, or renamed
+    for (const fresh of content.runs) {
+      const known = runs.get(fresh.name);
+      if (!known && !fresh.curves && !fresh.error) continue;
+      changed ||= !known || fresh.curves !== undefined || fresh.error !== known.error;
+      const index = known ? known.index : freeIndex();
+      const values = fresh.error ? { ...UNREADABLE, ...fresh } : { ...known, error: undefined, ...fresh };
+      runs.set(fresh.name, { ...values, index, colour: Charts.colour(index) });
+    }
     changed ? drawAll() : drawRuns();
     pulse();
+  }
+
+  function freeIndex() {
+    const used = new Set([...runs.values()].map((run) => run.index));
+    let index = 0;
+    while (used.has(index)) index++;
+    return index;
   }
 
   function appended() {
@@ -241,11 +275,12 @@
 
   // ------------------------------------------------------------------------------------------------------ what one can set
 
-  function remember(change) {
+  function remember(change = {}) {
     Object.assign(view, change);
-    const { axis, logX, logY, smooth, theme } = view;
+    const { axis, logX, logY, smooth, theme, focus } = view;
+    const kept = { axis, logX, logY, smooth, theme, focus, runsOff: [...off.runs], curvesOff: [...off.curves] };
     try {
-      localStorage.setItem(STORE, JSON.stringify({ axis, logX, logY, smooth, theme }));
+      localStorage.setItem(STORE, JSON.stringify(kept));
     } catch {
       // a browser that keeps nothing for pages of this kind
     }
@@ -270,7 +305,10 @@
   }
 
   function begin() {
-    Object.assign(view, stored());
+    const { runsOff = [], curvesOff = [], ...kept } = stored();
+    Object.assign(view, kept);
+    runsOff.forEach((name) => off.runs.add(name));
+    curvesOff.forEach((key) => off.curves.add(key));
     colours();
     dark.addEventListener("change", () => {
       colours();
@@ -293,7 +331,7 @@
     element("theme").addEventListener("click", () => {
       view.theme = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
       colours();
-      remember({});
+      remember();
     });
     addEventListener("load", drawSeen);
     setInterval(() => (drawRuns(), pulse()), 5000);

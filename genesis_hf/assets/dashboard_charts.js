@@ -34,6 +34,7 @@ const Charts = (() => {
     bad: ["spike", "skipped", "rollback", "out of memory", "not saved", "not finite", "hang", "displacement"],
   };
   const LINES = 40; // events whose vertical line is drawn; more would hide the curve
+  const LINED_RUNS = 3; // more runs' events have no lines
   const MARKERS = 60; // fewer points than that are drawn as dots, too
 
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -55,12 +56,15 @@ const Charts = (() => {
   // Panels with the curves that the runs have for them: [{title, curves: [{run, key, label}]}].
   function panels(runs) {
     const found = new Map(PANELS.map((panel) => [panel.title, { ...panel, curves: [] }]));
+    const phases = new Set(runs.filter((run) => run.curves.loss).map((run) => run.phase));
     for (const run of runs) {
       for (const [key, curve] of Object.entries(run.curves)) {
         if (MIXTURE.test(key)) continue;
         const heldOut = key.startsWith("eval_");
         const bare = heldOut ? key.slice(5) : key;
         let panel = PANELS.find((candidate) => candidate.keys.test(bare));
+        // losses of different kinds of runs are different quantities
+        if (panel?.marks && phases.size > 1) panel = { ...panel, title: `Loss, ${run.phase || "other runs"}` };
         if (!panel) {
           panel = { title: bare, keys: null, more: true, noisy: true };
           if (!found.has(bare) && !curve.mean.some((value) => value !== 0)) continue;
@@ -71,11 +75,13 @@ const Charts = (() => {
         found.get(panel.title).curves.push({ run, key, label });
       }
     }
-    return [...found.values()].filter((panel) => panel.curves.length);
+    const filled = [...found.values()].filter((panel) => panel.curves.length);
+    return [...filled.filter((panel) => panel.marks), ...filled.filter((panel) => !panel.marks)];
   }
 
-  // The points of a curve inside the range, with a neighbour at each side: {x, y, low, high, records}.
-  function pointsOf(run, key, view) {
+  // The points of a curve inside the range, with a neighbour at each side: {x, y, low, high, smooth}; smoothed before
+  // they are cut, so that a curve is the same at every range.
+  function pointsOf(run, key, view, over = 0) {
     const curve = run.curves[key],
       table = run.tables[curve.table],
       along = table[view.axis];
@@ -94,25 +100,30 @@ const Charts = (() => {
       y: cut(curve.mean),
       low: cut(curve.low),
       high: cut(curve.high),
-      records: cut(table.records),
+      smooth: over < 1 ? null : cut(smoothed(curve, table, over)),
     };
   }
 
-  // Records over which a slider position smooths: up to a seventh of those to be seen.
-  const smoothingRecords = (position, records) => records * 0.15 * (position / 100) ** 2;
+  // Records over which a slider position smooths: up to a seventh of the longest run's; the same for all curves.
+  function smoothingRecords(position, runs) {
+    const totals = runs.flatMap((run) => run.tables.map((table) => table.total));
+    return Math.max(0, ...totals) * 0.15 * (position / 100) ** 2;
+  }
 
   // Exponential mean over records, the first ones not biased towards zero; a point stands for all its records.
-  function smoothed(points, over) {
-    if (over < 1) return points.y;
+  function smoothed(curve, table, over) {
+    const earlier = curve.before || [],
+      records = earlier.length ? [...table.before, ...table.records] : table.records;
     let sum = 0,
       weight = 0;
-    return points.y.map((value, index) => {
+    const means = [...earlier, ...curve.mean].map((value, index) => {
       if (value === null) return null;
-      const kept = Math.exp(-points.records[index] / over);
+      const kept = Math.exp(-records[index] / over);
       sum = sum * kept + value * (1 - kept);
       weight = weight * kept + (1 - kept);
-      return sum / weight;
+      return Number((sum / weight).toPrecision(6)); // as exact as what comes in: a flat curve stays flat
     });
+    return means.slice(earlier.length);
   }
 
   // Where a step stands along the axis, between its neighbours; null where that is unknown.
@@ -127,19 +138,15 @@ const Charts = (() => {
     return table[axis][after - 1] + share * (table[axis][after] - table[axis][after - 1]);
   }
 
-  function traces(panel, view, many) {
-    const drawn = [];
+  function traces(panel, view, runs) {
+    const drawn = [],
+      many = runs.length > 1,
+      over = panel.noisy ? smoothingRecords(view.smooth, runs) : 0;
     panel.curves.forEach((curve) => {
       if (curve.off) return;
-      const points = pointsOf(curve.run, curve.key, view);
+      const points = pointsOf(curve.run, curve.key, view, curve.key.startsWith("eval_") ? 0 : over);
       if (!points || !points.x.length) return;
       const name = plain([many ? curve.run.name : "", curve.label].filter(Boolean).join(" · ") || panel.title);
-      const over = panel.noisy
-        ? smoothingRecords(
-            view.smooth,
-            points.records.reduce((a, b) => a + b, 0),
-          )
-        : 0;
       const base = { type: "scatter", x: points.x, legendgroup: name, showlegend: false };
       if (points.low) {
         drawn.push({
@@ -153,7 +160,7 @@ const Charts = (() => {
           hoverinfo: "skip",
         });
       }
-      if (over >= 1) {
+      if (points.smooth) {
         drawn.push({
           ...base,
           y: points.y,
@@ -162,24 +169,25 @@ const Charts = (() => {
           hoverinfo: "skip",
         });
       }
-      const number = panel.percent ? "%{y:.1%}" : "%{y:.4~g}";
-      const extremes =
-        points.low && points.low.map((low, i) => `${low.toPrecision(4)} to ${points.high[i].toPrecision(4)}`);
+      const format = panel.percent ? ".1%" : ".4~g";
+      const extremes = points.low && `%{customdata[1]:${format}} to %{customdata[2]:${format}}`;
+      const also = [extremes, points.smooth && `smoothed %{y:${format}}`].filter(Boolean).join("; ");
       drawn.push({
         ...base,
-        y: smoothed(points, over),
+        y: points.smooth || points.y,
         name,
         mode: points.x.length < MARKERS ? "lines+markers" : "lines",
         line: { color: curve.colour, width: 1.8, dash: curve.dash },
         marker: { size: 5, color: curve.colour },
-        customdata: extremes || undefined,
-        hovertemplate: number + (extremes ? "  (%{customdata})" : "") + "<extra>%{fullData.name}</extra>",
+        customdata: points.y.map((mean, i) => [mean, points.low?.[i], points.high?.[i]]),
+        hovertemplate: `%{customdata[0]:${format}}${also && `  (${also})`}<extra>%{fullData.name}</extra>`,
       });
     });
     return drawn;
   }
 
   // Checkpoints and events in a strip under the curves; the worst of them as lines through the curves.
+  // Of many runs lines are drawn for one alone, the one in detail.
   function marks(runs, view, layout) {
     const drawn = [];
     const inside = (x) => x !== null && (!view.range || (x >= view.range[0] && x <= view.range[1]));
@@ -209,7 +217,8 @@ const Charts = (() => {
         ),
         hovertemplate: "%{text}<extra></extra>",
       });
-      for (const event of events.slice(-LINES)) {
+      const lines = runs.length <= LINED_RUNS || run.name === view.focus ? events.slice(-LINES) : [];
+      for (const event of lines) {
         layout.shapes.push({
           type: "line",
           x0: event.x,
@@ -280,12 +289,23 @@ const Charts = (() => {
     return layout;
   }
 
+  // Around curves that all are one flat line; otherwise Plotly finds the range.
+  function flatRange(drawn, log) {
+    const values = drawn.flatMap((trace) => trace.y).filter((value) => value !== null);
+    const [value] = values;
+    if (!values.length || values.some((other) => other !== value) || (log && value <= 0)) return undefined;
+    const around = value === 0 ? [-1, 1] : [value - Math.abs(value) / 4, value + Math.abs(value) / 4];
+    return log ? around.map(Math.log10) : around;
+  }
+
   const CONFIG = { displayModeBar: false, responsive: true, doubleClick: false, showTips: false };
 
   function draw(place, panel, view, runs) {
-    const drawn = panel.stacked ? stacked(panel, view) : traces(panel, view, runs.length > 1);
+    const drawn = panel.stacked ? stacked(panel, view) : traces(panel, view, runs);
     const layout = layoutOf(panel, view, drawn.length);
-    if (panel.marks) drawn.push(...marks(runs, view, layout));
+    if (!panel.stacked) layout.yaxis.range = flatRange(drawn, view.logY);
+    const here = runs.filter((run) => panel.curves.some((curve) => curve.run === run));
+    if (panel.marks) drawn.push(...marks(here, view, layout));
     return Plotly.react(place, drawn, layout, CONFIG);
   }
 

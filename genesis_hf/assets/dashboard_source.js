@@ -5,6 +5,17 @@ const Source = (() => {
   const LIVE_SECONDS = 3;
   const READING_SECONDS = 0.7; // while a long file is read for the first time
 
+  // What stands at an address; null where it can't be had now: the server is away, or a file is half written.
+  async function got(address) {
+    try {
+      const answer = await fetch(address, { cache: "no-store" });
+      return answer.ok ? await answer.json() : null;
+    } catch (error) {
+      if (error instanceof TypeError || error instanceof SyntaxError) return null;
+      throw error;
+    }
+  }
+
   // page: {runs, by name; view; take(content); pulse()}
   function live(page) {
     let heard = Date.now(),
@@ -19,18 +30,12 @@ const Source = (() => {
         return;
       }
       asking = true;
-      try {
-        const answer = await fetch(`data.json?${query(everything)}`, { cache: "no-store" });
-        if (!answer.ok) throw new Error(answer.statusText);
-        const content = await answer.json();
-        [heard, lost] = [Date.now(), false];
-        if (!again) page.take(content);
-      } catch (error) {
-        if (!(error instanceof TypeError) && !(error instanceof SyntaxError)) console.warn(error);
-        lost = true;
-        page.pulse();
-      }
+      const content = await got(`data.json?${query(everything)}`);
       asking = false;
+      lost = content === null;
+      if (lost) page.pulse();
+      else heard = Date.now();
+      if (content && !again) page.take(content);
       if (again) {
         again = false;
         refresh(true);
@@ -94,20 +99,17 @@ const Source = (() => {
     function follow(name) {
       if (!["running", "silent", "stopped"].includes(page.runs.get(name).status.state)) return;
       setTimeout(async () => {
+        const run = page.runs.get(name),
+          record = await got(run.latest);
         try {
-          const answer = await fetch(page.runs.get(name).latest, { cache: "no-store" });
-          if (answer.status === 404) return;
-          const record = await answer.json(),
-            run = page.runs.get(name);
-          if (record.step > run.status.step) {
+          if (record && record.step > run.status.step) {
             append(run, flat(record));
             written = Date.now() / 1000;
             page.appended();
           }
-        } catch {
-          // the server is away for a while
+        } finally {
+          follow(name);
         }
-        follow(name);
       }, 1000 * embedded.latest_seconds);
     }
 
@@ -136,13 +138,15 @@ const Source = (() => {
       const seconds = table.tokens && speed ? (tokens - table.tokens.at(-1)) / speed : 0;
       table.step.push(record.step);
       table.records.push(1);
+      table.total++;
       if (table.tokens) table.tokens.push(tokens);
       if (table.hours) table.hours.push(table.hours.at(-1) + seconds / 3600);
       for (const [key, curve] of curves) {
-        for (const kind of ["mean", "low", "high"]) if (curve[kind]) curve[kind].push(record[key]);
+        const value = typeof record[key] === "number" ? record[key] : null; // a loss that is not finite
+        for (const kind of ["mean", "low", "high"]) if (curve[kind]) curve[kind].push(value);
       }
     });
-    for (const key of Object.keys(figures)) if (typeof record[key] === "number") figures[key] = record[key];
+    for (const key of Object.keys(figures)) if (key in record) figures[key] = record[key];
     const state = record.step === status.last_step ? "finished" : "running";
     Object.assign(status, { step: record.step, state, news: record.time || Date.now() / 1000 });
   }

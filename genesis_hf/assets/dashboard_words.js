@@ -44,6 +44,7 @@ const Words = (() => {
   }
 
   function stateWords(run) {
+    if (run.error) return ["silent", `can't be read: ${run.error}`];
     if (run.read < 1) return ["reading", `reading, ${Math.floor(100 * run.read)} %`];
     const state = stateNow(run.status);
     if (state === "silent") return [state, `no news for ${duration(Date.now() / 1000 - run.status.news)}`];
@@ -54,7 +55,7 @@ const Words = (() => {
   function timeLeft(run) {
     const { seconds_left: left } = run.status,
       state = stateNow(run.status);
-    if (state === "finished" || state === "empty") return ["", ""];
+    if (run.error || state === "finished" || state === "empty") return ["", ""];
     if (left === null) return ["unknown", ""];
     return [duration(left), state === "running" ? `until ${moment(run.status.news + left)}` : "of training"];
   }
@@ -67,7 +68,7 @@ const Words = (() => {
     const share = status.last_step ? Math.min(1, (status.step || 0) / status.last_step) : null;
     const tick = make("input", { type: "checkbox", "data-run": run.name, onchange: toggle });
     tick.checked = on;
-    const label = make("label", { class: `run ${on ? "" : "off"}` }, tick, make("i"), make("span", {}, run.name));
+    const label = make("label", { class: `run ${on ? "" : "off"}` }, tick, make("i"), make("span", { title: run.name }, run.name));
     label.style.setProperty("--swatch", run.colour);
     const done =
       share === null
@@ -77,8 +78,9 @@ const Words = (() => {
       status.step === null ? "" : whole(status.step) + (status.last_step ? ` of ${whole(status.last_step)}` : "");
     const number = (label, text, unit = "") =>
       make("td", { class: "number", "data-label": label }, text, unit && make("em", {}, ` ${unit}`));
-    const from = (key, words) => (figures[key] === undefined ? "" : words(figures[key]));
-    const bits = figures.bits_per_byte !== undefined;
+    const from = (key, words) => (typeof figures[key] === "number" ? words(figures[key]) : "");
+    const bits = figures.bits_per_byte !== undefined,
+      sources = figures.held_out_sources;
     return make(
       "tr",
       {},
@@ -88,10 +90,14 @@ const Words = (() => {
       make("td", { "data-label": left && "Time left" }, left, make("em", {}, until && `  ${until}`)),
       number(
         "Loss",
-        from("loss", (loss) => loss.toFixed(4)),
+        figures.loss === null ? "not finite" : from("loss", (loss) => loss.toFixed(4)),
       ),
       bits
-        ? number("Held-out", figures.bits_per_byte.toFixed(3), "bits/byte")
+        ? number(
+            "Held-out",
+            figures.bits_per_byte.toFixed(3),
+            sources > 1 ? `mean of ${sources} sources, bits/byte` : "bits/byte",
+          )
         : number(
             "Held-out",
             from("eval_loss", (loss) => loss.toFixed(3)),

@@ -12,6 +12,9 @@ from genesis_hf.dashboard.columns import Columns
 EVEN, GROWING = 800, 300
 """Points of a long series: evenly spread, and ever wider from the start, for a logarithmic axis."""
 
+BEFORE = 100
+"""Points in which all that stands before a range is sent along: what smoothing goes on from."""
+
 FLAT = 0.005
 """Where no point's extremes lie further apart than this share of the whole curve's height, there is no band to see."""
 
@@ -87,8 +90,9 @@ def series(
         span: only the records between the two, with their neighbours at both sides; None: all.
 
     Returns:
-        `tables`: what stands along the axis for curves that the same records have, and how many `records` each point
-        is made of; `curves`, by key: the table, `mean`, and `low` and `high` of each point where they tell something.
+        `tables`: what stands along the axis for curves that the same records have, how many `records` each point is
+        made of, and how many there are in `total`; `curves`, by key: the table, `mean`, and `low` and `high` of each
+        point where they tell something. Before a span, `before` of a table are numbers of records, of a curve means.
     """
     along = axes_of(columns).named()
     first, last = 0, columns.length
@@ -100,18 +104,22 @@ def series(
     curves = {}
     for key in keys:
         rows, values = columns.read(key)
-        inside = slice(*np.searchsorted(rows, (first, last)))
-        rows, values = rows[inside], values[inside]
+        total, (begin, end) = len(rows), np.searchsorted(rows, (first, last))
+        earlier, rows, values = values[:begin], rows[begin:end], values[begin:end]
         if not len(rows):
             continue
         edges = bucket_edges(len(rows))
-        name = hash(rows.tobytes())
+        edges_before = begin - bucket_edges_before(begin)
+        name = hash((total, rows.tobytes()))
         if name not in known:
             known[name] = len(tables)
             middle = rows[(edges[:-1] + edges[1:] - 1) // 2]
             table = {axis_name: plain(positions[middle], 12) for axis_name, positions in along.items()}
-            tables.append({**table, "records": np.diff(edges).tolist()})
+            counts = {"records": np.diff(edges).tolist(), "total": total, "before": np.diff(edges_before).tolist()}
+            tables.append({**table, **counts})
         curves[key] = {"table": known[name], **reduced(values, edges)}
+        if begin:
+            curves[key]["before"] = plain(means(earlier, edges_before))
     return {"tables": tables, "curves": curves}
 
 
@@ -126,12 +134,22 @@ def bucket_edges(count: int) -> np.ndarray:
     return np.unique(np.concatenate([[0], early, np.linspace(turn, count, EVEN + 1).astype(int)]))
 
 
+def bucket_edges_before(count: int) -> np.ndarray:
+    """Values from an edge back to each point's begin, and 0: ever more a point, the further back."""
+    if not count:
+        return np.zeros(1, int)
+    return np.append(np.unique(np.geomspace(1, count, BEFORE).astype(int))[::-1], 0)
+
+
+def means(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.add.reduceat(values.astype(np.float64, copy=False), edges[:-1]) / np.diff(edges)
+
+
 def reduced(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float | None]]:
     """Mean, and where it can be seen lowest and highest value, between edges."""
     starts = edges[:-1]
     values = values.astype(np.float64, copy=False)
-    mean = np.add.reduceat(values, starts) / np.diff(edges)
-    found = {"mean": plain(mean)}
+    found = {"mean": plain(means(values, edges))}
     if len(starts) < len(values):
         low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
         if (high - low).max() > FLAT * (high.max() - low.min()):

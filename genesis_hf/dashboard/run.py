@@ -16,7 +16,7 @@ from genesis_hf.dashboard.status import read_status
 from genesis_hf.dashboard.tail import Tail
 from genesis_hf.errors import UserError
 from genesis_hf.files import read_json
-from genesis_hf.lineage.folders import FORK
+from genesis_hf.lineage.folders import FORK, PHASES
 
 NO_CURVE = {"step", "epoch", "tokens_seen", "num_tokens", "time", "total_flos"}
 """Keys that stand along the axis, or say nothing as a curve."""
@@ -111,7 +111,9 @@ class WatchedRun:
         if "sources" in self.recipe:
             return "pretraining"
         if any(key.endswith("rewards/chosen") for key in self.columns):
-            return "preferences"
+            if not self.recipe:
+                return "preferences"
+            return "DPO" if PHASES["dpo"] in self.recipe else "KTO"
         return "SFT" if "mixture" in self.recipe else ""
 
     def _read_recipe(self) -> bool:
