@@ -1,6 +1,5 @@
 import functools
 import http.server
-import json
 import shutil
 import threading
 
