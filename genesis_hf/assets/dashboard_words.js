@@ -76,8 +76,8 @@ const Words = (() => {
         : make("progress", { max: 1, value: share, "aria-label": `${run.name}: ${Math.floor(100 * share)} % done` });
     const steps =
       status.step === null ? "" : whole(status.step) + (status.last_step ? ` of ${whole(status.last_step)}` : "");
-    const number = (label, text, unit = "") =>
-      make("td", { class: "number", "data-label": label }, text, unit && make("em", {}, ` ${unit}`));
+    const number = (label, text, unit = "", below = "") =>
+      make("td", { class: "number", "data-label": label }, text, unit && make("em", {}, ` ${unit}`), below && make("small", {}, below));
     const from = (key, words) => (typeof figures[key] === "number" ? words(figures[key]) : "");
     const bits = figures.bits_per_byte !== undefined,
       sources = figures.held_out_sources;
@@ -96,7 +96,8 @@ const Words = (() => {
         ? number(
             "Held-out",
             figures.bits_per_byte.toFixed(3),
-            sources > 1 ? `mean of ${sources} sources, bits/byte` : "bits/byte",
+            "bits/byte",
+            sources > 1 ? `mean of ${sources} sources` : "",
           )
         : number(
             "Held-out",
