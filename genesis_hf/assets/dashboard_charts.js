@@ -304,7 +304,7 @@ const Charts = (() => {
     const drawn = panel.stacked ? stacked(panel, view) : traces(panel, view, runs);
     const layout = layoutOf(panel, view, drawn.length);
     if (!panel.stacked) layout.yaxis.range = flatRange(drawn, view.logY);
-    const here = runs.filter((run) => panel.curves.some((curve) => curve.run === run));
+    const here = runs.filter((run) => panel.curves.some((curve) => curve.run.name === run.name));
     if (panel.marks) drawn.push(...marks(here, view, layout));
     return Plotly.react(place, drawn, layout, CONFIG);
   }
