@@ -77,7 +77,13 @@ const Words = (() => {
     const steps =
       status.step === null ? "" : whole(status.step) + (status.last_step ? ` of ${whole(status.last_step)}` : "");
     const number = (label, text, unit = "", below = "") =>
-      make("td", { class: "number", "data-label": label }, text, unit && make("em", {}, ` ${unit}`), below && make("small", {}, below));
+      make(
+        "td",
+        { class: "number", "data-label": label },
+        text,
+        unit && make("em", {}, ` ${unit}`),
+        below && make("small", {}, below),
+      );
     const from = (key, words) => (typeof figures[key] === "number" ? words(figures[key]) : "");
     const bits = figures.bits_per_byte !== undefined,
       sources = figures.held_out_sources;
