@@ -68,7 +68,8 @@ const Words = (() => {
     const share = status.last_step ? Math.min(1, (status.step || 0) / status.last_step) : null;
     const tick = make("input", { type: "checkbox", "data-run": run.name, onchange: toggle });
     tick.checked = on;
-    const label = make("label", { class: `run ${on ? "" : "off"}` }, tick, make("i"), make("span", { title: run.name }, run.name));
+    const name = make("span", { title: run.name }, run.name);
+    const label = make("label", { class: `run ${on ? "" : "off"}` }, tick, make("i"), name);
     label.style.setProperty("--swatch", run.colour);
     const done =
       share === null
