@@ -69,6 +69,16 @@ def ask(page: object, text: str) -> None:
     page.click("#send")
 
 
+def get_greedy_answer(page: object, model: str, text: str, max_new_tokens: int) -> None:
+    """A whole answer of the likeliest tokens, cut at its bound."""
+    open_tab(page, "Chat", max_new_tokens=max_new_tokens, temperature=0)
+    choose(page, "#model", model)
+    ask(page, text)
+    wait_for_text(page, "#status", f"{max_new_tokens} tokens")
+    wait_for_text(page, "#status", "greedy · cut at max_new_tokens")
+    page.wait_for_selector("#send:enabled")
+
+
 def wait_for_text(page: object, element: str, text: str) -> str:
     page.wait_for_function(
         "([element, text]) => document.querySelector(element)?.innerText.includes(text)", arg=[element, text]
@@ -122,11 +132,7 @@ def test_stop_ends_an_answer_where_it_is(watched: Watched) -> None:
 
 def test_a_long_answer_stays_in_its_box_and_is_followed(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Chat", max_new_tokens=600, temperature=0)
-    choose(page, "#model", "chat")
-    ask(page, "hello")
-    wait_for_text(page, "#status", "600 tokens")
-    page.wait_for_selector("#send:enabled")
+    get_greedy_answer(page, "chat", "hello", max_new_tokens=600)
     box, message = (page.locator(name).bounding_box() for name in ("#conversation", "#text"))
     assert box["y"] + box["height"] <= message["y"]
     last = page.locator("#conversation .token").last.bounding_box()
@@ -135,11 +141,7 @@ def test_a_long_answer_stays_in_its_box_and_is_followed(watched: Watched) -> Non
 
 def test_arrow_keys_go_through_the_tokens(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Chat", max_new_tokens=4, temperature=0)
-    choose(page, "#model", "step 30")
-    ask(page, "hello there")
-    wait_for_text(page, "#status", "cut at max_new_tokens")
-    page.wait_for_selector("#send:enabled")
+    get_greedy_answer(page, "step 30", "hello there", max_new_tokens=4)
     page.focus("#conversation .conversation")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
@@ -149,10 +151,7 @@ def test_arrow_keys_go_through_the_tokens(watched: Watched) -> None:
 
 def test_pointing_at_a_token_shows_its_probability(watched: Watched) -> None:
     page = watched.page
-    open_tab(page, "Chat", max_new_tokens=4, temperature=0)
-    choose(page, "#model", "step 30")
-    ask(page, "hello there")
-    wait_for_text(page, "#status", "greedy · cut at max_new_tokens")
+    get_greedy_answer(page, "step 30", "hello there", max_new_tokens=4)
     token = page.locator("#conversation .token").first
     assert page.locator(".why:visible").count() == 0
     token.hover()
