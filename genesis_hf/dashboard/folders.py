@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genesis_hf.errors import UserError
+from genesis_hf.lineage.folders import real_folders
 
 METRICS = "metrics.jsonl"
 
@@ -37,21 +38,16 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     """
     found: dict[str, Path] = {}
     for folder in folders:
-        seen: set[str] = set()
-        for place, names, files in os.walk(folder, followlinks=True):
-            real = os.path.realpath(place)
-            again = real in seen
-            seen.add(real)
-            names[:] = [] if again else sorted(name for name in names if may_hold_runs(place, name))
-            if METRICS in files:
-                found.setdefault(real, Path(place))
+        for place in real_folders(folder, without_checkpoints):
+            if (place / METRICS).exists():
+                found.setdefault(os.path.realpath(place), place)
     return sorted(found.values(), key=changed_at)
 
 
-def may_hold_runs(place: str, name: str) -> bool:
-    """Whether a folder is neither hidden nor a checkpoint, or a link to one."""
-    real = os.path.basename(os.path.realpath(os.path.join(place, name)))
-    return not name.startswith(".") and not CHECKPOINT.fullmatch(name) and not CHECKPOINT.fullmatch(real)
+def without_checkpoints(place: Path, names: list[str]) -> list[str]:
+    """Those of a folder's subfolders that are neither checkpoints nor links to one."""
+    real = {name: os.path.basename(os.path.realpath(place / name)) for name in names}
+    return [name for name in names if not CHECKPOINT.fullmatch(name) and not CHECKPOINT.fullmatch(real[name])]
 
 
 def changed_at(run: Path) -> float:
