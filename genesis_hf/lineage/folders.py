@@ -58,12 +58,13 @@ def walk(root: Path) -> Iterator[Path]:
 
 
 def real_folders(root: Path, inside: Callable[[Path, list[str]], list[str]]) -> Iterator[Path]:
-    """A folder and what is below it, links followed: each real folder once, if it can by its own name.
+    """A folder and what is below it, links followed, but for those to a folder above: each real folder once, if it can
+    by its own name.
 
     Args:
         inside: of a folder's subfolders, those to go into; hidden ones never are.
     """
-    seen: set[str] = set()
+    seen = {str(above) for above in Path(os.path.realpath(root)).parents}
     starts = [root]
     for start in starts:
         for path, names, _ in os.walk(start):
