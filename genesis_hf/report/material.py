@@ -15,7 +15,7 @@ from genesis_hf.errors import UserError
 from genesis_hf.evaluation.compare import Evaluated, distinct_names, load_evaluation
 from genesis_hf.evaluation.results import RESULTS
 from genesis_hf.files import read_json
-from genesis_hf.lineage.folders import FORK
+from genesis_hf.lineage.folders import FORK, real_folders
 from genesis_hf.lineage.folders import PHASES as PHASE_KEYS
 from genesis_hf.report.curve import Curve, number
 from genesis_hf.report.log import Log, highest, mapping, read_log, read_records
@@ -207,15 +207,9 @@ def files_below(folder: Path) -> Iterator[Path]:
 
     A folder is walked once, whatever links lead to it; a link to a folder above the given one is not followed.
     """
-    walked = {Path(parent) for parent in folder.resolve().parents}
-    for path, names, files in os.walk(folder, followlinks=True):
-        real = Path(os.path.realpath(path))
-        if real in walked:
-            names.clear()
-            continue
-        walked.add(real)
-        names[:] = sorted(name for name in names if not name.startswith(".") and not CHECKPOINTS.fullmatch(name))
-        for name in files:
+    for place in real_folders(folder, lambda _, names: [name for name in names if not CHECKPOINTS.fullmatch(name)]):
+        real = Path(os.path.realpath(place))
+        for name in os.listdir(real):
             if name.endswith(".json") or name in ("metrics.jsonl", "recipe.yaml"):
                 yield real / name
 
